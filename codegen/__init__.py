@@ -1,0 +1,1 @@
+"""Block plan to kernel source: text that stands alone on torch and triton."""

@@ -1,0 +1,94 @@
+"""Where a mistake is and how it is said: sources, spans, diagnostics, and the errors that carry them."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a spec and the name under which it is reported (a path, or `<spec>` for text given directly)."""
+
+    name: str
+    text: str = field(repr=False)
+
+    @cached_property
+    def line_starts(self) -> list[int]:
+        """Offset of the first character of every line."""
+        return [0, *(i + 1 for i, c in enumerate(self.text) if c == "\n")]
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Line and column of a character, both counted from 1."""
+        line = bisect_right(self.line_starts, offset)
+        return line, offset - self.line_starts[line - 1] + 1
+
+    def line(self, number: int) -> str:
+        """The text of a line counted from 1, without its line break."""
+        return self.text[self.line_starts[number - 1] :].split("\n", 1)[0].rstrip("\r")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` (exclusive) of a source."""
+
+    source: Source = field(repr=False)
+    start: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        """The characters themselves."""
+        return self.source.text[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One mistake: a sentence in the user's own words, where it is, and a hint where one is known."""
+
+    message: str
+    span: Span | None = None
+    hint: str | None = None
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        prefix = "" if self.severity == "error" else "warning: "
+        if self.span is None:
+            lines = [prefix + self.message]
+        else:
+            lines = _drawn(self.span, prefix + self.message)
+        if self.hint is not None:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+def _drawn(span: Span, message: str) -> list[str]:
+    """The message behind its place, the line, and the span underlined; a span over several lines is drawn on its first."""
+    number, column = span.source.position(span.start)
+    text = span.source.line(number)
+    width = max(1, min(span.end - span.start, len(text) - column + 1))
+    margin = f"  {number} | "
+    lead = "".join("\t" if c == "\t" else " " for c in text[: column - 1])
+    return [
+        f"{span.source.name}:{number}:{column}: {message}",
+        margin + text,
+        " " * (len(margin) - 2) + "| " + lead + "^" * width,
+    ]
+
+
+class MaskError(Exception):
+    """Base of every error that maskc raises on purpose; `diagnostics` holds all that was found."""
+
+    def __init__(self, diagnostics: Sequence[Diagnostic] | str) -> None:
+        found = [Diagnostic(diagnostics)] if isinstance(diagnostics, str) else list(diagnostics)
+        super().__init__("\n".join(str(d) for d in found))
+        self.diagnostics: list[Diagnostic] = found
+
+
+class MaskInputError(MaskError):
+    """A call gave a tensor, size or parameter that the spec does not accept; the message names it, what was given and what is expected."""
+
+
+class MaskUnsupportedError(MaskError):
+    """An engine or target cannot run this spec; the message names the clause or property that stops it."""

@@ -1,0 +1,1 @@
+"""Kernel source to callable: the only place that knows torch."""
