@@ -1,0 +1,221 @@
+"""The shape of the project: who may import whom, what an import costs, what the wheel and the type check hold."""
+
+import ast
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"maskc": "maskc", "grammar": "maskc.grammar", "codegen": "maskc.codegen", "runtime": "maskc.runtime"}
+
+# What a module may import beyond the standard library. A name stands for itself and all below it; the longest name on
+# the left that fits a module decides.
+EVERYTHING = {"maskc"}
+TABLE: dict[str, set[str]] = {
+    "maskc.diagnostics": set(),
+    "maskc.spec": {"maskc.diagnostics"},
+    "maskc.grammar": {"maskc.diagnostics", "maskc.grammar", "lark"},
+    "maskc.check": {"maskc.diagnostics", "maskc.spec", "maskc.grammar"},
+    "maskc.evaluate": {"maskc.spec", "numpy"},
+    "maskc.sizes": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "numpy"},
+    "maskc.reference": {"maskc.spec", "maskc.evaluate", "numpy"},
+    "maskc.derivative": {"maskc.spec"},
+    "maskc.bounds": {"maskc.spec", "maskc.evaluate", "numpy", "sympy"},
+    "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.bounds", "numpy"},
+    "maskc.picture": {"maskc.plan", "numpy"},
+    "maskc.samples": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "maskc.sizes", "numpy"},
+    "maskc.codegen": {
+        "maskc.codegen",
+        "maskc.diagnostics",
+        "maskc.spec",
+        "maskc.derivative",
+        "maskc.bounds",
+        "maskc.plan",
+    },
+    "maskc.runtime": EVERYTHING | {"numpy", "torch", "triton"},
+    "maskc.compiler": EVERYTHING | {"numpy"},
+    "maskc.cli": EVERYTHING | {"numpy"},
+    "maskc": {"maskc.diagnostics", "maskc.compiler"},  # maskc/__init__.py
+}
+FORBIDDEN: dict[str, set[str]] = {"maskc.runtime": {"maskc.grammar", "maskc.check", "maskc.cli"}}
+LAZY: dict[str, set[str]] = {  # only inside functions
+    "maskc.compiler": {"maskc.runtime"},
+    "maskc.cli": {"maskc.runtime"},
+    "maskc": {"maskc.compiler"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the project under the name by which it is imported."""
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).glob("*.py")):
+            yield (package if path.stem == "__init__" else f"{package}.{path.stem}"), path
+
+
+def below(name: str, names: set[str]) -> bool:
+    """Whether `name` is one of `names` or lies below one."""
+    return any(name == n or name.startswith(n + ".") for n in names)
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """(line, imported module, inside a function or under TYPE_CHECKING) of every import in a module."""
+
+    def visit(node: ast.AST, late: bool) -> Iterator[tuple[int, str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            match child:
+                case ast.Import():
+                    yield from ((child.lineno, alias.name, late) for alias in child.names)
+                case ast.ImportFrom():
+                    module = "." * child.level + (child.module or "")
+                    submodules = [f"{module}.{a.name}" for a in child.names if f"{module}.{a.name}" in KNOWN]
+                    yield from ((child.lineno, name, late) for name in submodules or [module])
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                    yield from visit(child, True)
+                case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                    yield from visit(child, True)
+                case _:
+                    yield from visit(child, late)
+
+    return visit(tree, False)
+
+
+KNOWN = {name for name, _ in modules()}
+
+
+def allowed_for(module: str) -> set[str]:
+    """The row of the table that speaks about a module."""
+    row = max((name for name in TABLE if below(module, {name})), key=len)
+    if row == "maskc" and module != "maskc":
+        raise AssertionError(
+            f"{module} is in no row of the import table of tests/test_layout.py: add what it may import"
+        )
+    return TABLE[row]
+
+
+def offences(module: str, source: str) -> Iterator[str]:
+    """Each import of a module that the table does not allow, as a sentence."""
+    allowed = allowed_for(module)
+    forbidden = FORBIDDEN.get(next((row for row in FORBIDDEN if below(module, {row})), ""), set())
+    for line, name, late in imports(ast.parse(source)):
+        if name.split(".")[0] in sys.stdlib_module_names:
+            continue
+        if not below(name, allowed) or below(name, forbidden):
+            yield f"{module}, line {line}, may not import {name}"
+        elif not late and below(name, LAZY.get(module, set())):
+            yield f"{module}, line {line}, may import {name} only inside a function"
+
+
+def test_import_table() -> None:
+    found = [offence for module, path in modules() for offence in offences(module, path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "sentence"),
+    [
+        ("maskc.spec", "import numpy", "maskc.spec, line 1, may not import numpy"),
+        (
+            "maskc.grammar.parser",
+            "\nfrom maskc.spec import Expr",
+            "maskc.grammar.parser, line 2, may not import maskc.spec",
+        ),
+        ("maskc.codegen.forward", "def f():\n    import torch", "maskc.codegen.forward, line 2, may not import torch"),
+        ("maskc.runtime.tiled", "from maskc import check", "maskc.runtime.tiled, line 1, may not import maskc.check"),
+        ("maskc.plan", "from .spec import Expr", "maskc.plan, line 1, may not import .spec"),
+        ("maskc.plan", "import runtime.tiled", "maskc.plan, line 1, may not import runtime.tiled"),
+        (
+            "maskc.cli",
+            "import maskc.runtime.cache",
+            "maskc.cli, line 1, may import maskc.runtime.cache only inside a function",
+        ),
+    ],
+)
+def test_import_table_names_the_offender(module: str, source: str, sentence: str) -> None:
+    assert list(offences(module, source)) == [sentence]
+
+
+def test_every_module_is_in_the_wheel_mapping() -> None:
+    """No folder below the four: packages are listed by hand in pyproject.toml."""
+    nested = [p for folder in FOLDERS for p in (ROOT / folder).glob("*/**/*.py")]
+    assert nested == []
+
+
+IMPORT_WITHOUT_TRITON = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import maskc
+assert maskc.MaskError
+print([m for m in ("torch", "triton", "sympy", "lark", "matplotlib") if m in sys.modules])
+maskc.compile_attention
+print([m for m in ("torch", "triton") if m in sys.modules])
+"""
+
+
+def test_import_is_light_and_needs_no_triton() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_WITHOUT_TRITON], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n[]\n"
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_four_packages_and_their_data(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("maskc-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {module.replace(".", "/") + ".py" for module in KNOWN - set(FOLDERS.values())}
+    expected |= {package.replace(".", "/") + "/__init__.py" for package in FOLDERS.values()}
+    expected |= {"maskc/library.mask", "maskc/py.typed", "maskc/grammar/mask.lark"}
+    assert expected <= names, sorted(expected - names)
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+def check_types() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_types", ROOT / ".ci" / "check_types.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_type_check_sees_every_file(tmp_path: Path) -> None:
+    count = check_types().make_view(tmp_path / "view")
+    assert count == len(KNOWN)
+    for module, path in modules():
+        name = module.replace(".", "/") + ("/__init__.py" if path.stem == "__init__" else ".py")
+        assert (tmp_path / "view" / name).resolve() == path
+
+
+@pytest.mark.slow
+def test_type_check_reports_a_planted_error_in_each_folder(tmp_path: Path) -> None:
+    script = check_types()
+    script.make_view(tmp_path / "view")
+    for package in FOLDERS.values():
+        planted = tmp_path / "view" / package.replace(".", "/") / "planted.py"
+        planted.write_text('PLANTED: int = "text"\n')
+    report = script.run_mypy(tmp_path / "view").stdout
+    for folder in FOLDERS:
+        assert f"{folder}/planted.py:1: error: Incompatible types in assignment" in report
+    assert script.files_seen(report) == len(KNOWN) + len(FOLDERS)
