@@ -1,9 +1,9 @@
 """Run mypy --strict over the package, laid out as it is imported.
 
 `grammar`, `codegen` and `runtime` become `maskc.grammar`, `maskc.codegen` and `maskc.runtime` by a mapping of folders
-that mypy cannot follow. So it gets a view, `build/types/maskc/...`: real folders whose files are links. (Linked folders,
-and anything below a folder whose name starts with a dot, are skipped without a word and look like "no errors".) That
-every file was seen is checked by the number of files that mypy says it read.
+that mypy cannot follow. So it gets a view, `build/types/maskc/...`: real folders whose files are links. (Linked
+folders, and anything below a folder whose name starts with a dot, are skipped without a word and look like "no
+errors".) That every file was seen is checked by the number of files that mypy says it read.
 """
 
 import re
