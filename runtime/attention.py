@@ -1,0 +1,190 @@
+"""The callable that `maskc.compile_attention` returns."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskc import plan as planning
+from maskc import reference, sizes
+from maskc.diagnostics import MaskInputError
+from maskc.plan import BlockPlan
+from maskc.runtime import autograd, dense, inputs
+from maskc.spec import DimKind, MaskSpec, Scalar, Sizes
+
+ENGINES = ("auto", "triton", "tiled", "interpret", "dense")
+
+
+class Attention:
+    """Attention with one mask: `out = attn(q, k, v)`, differentiable. `str()` shows the spec.
+
+    spec: the checked mask. engine: as asked for; "auto" picks by the tensors' device (`triton` on a GPU, else `tiled`).
+    given: axis sizes and parameters that were settled at compile time; a call may override them.
+    """
+
+    def __init__(
+        self,
+        spec: MaskSpec,
+        *,
+        engine: str = "auto",
+        scale: float | None = None,
+        given: Mapping[str, Scalar] | None = None,
+    ):
+        if engine not in ENGINES:
+            raise MaskInputError(f"there is no engine '{engine}'; expected one of {', '.join(ENGINES)}")
+        self.spec = spec
+        self.engine = engine
+        self.scale = scale
+        self.given: dict[str, Scalar] = {
+            name: inputs.number(spec, name, value) for name, value in (given or {}).items()
+        }
+        self._programs = {name: autograd.number_of(autograd.Program(spec, name, scale)) for name in autograd.ENGINES}
+
+    @overload
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: Any
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Any
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        return_lse: bool = False,
+        q_offset: int | Tensor | None = None,
+        k_offset: int | Tensor | None = None,
+        validate: bool | None = None,
+        **given: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attends.
+
+        q: (batch, heads, q_len, D_qk); k: (batch, kv_heads, k_len, D_qk); v: (batch, kv_heads, k_len, D_v), any
+        strides. given: the spec's inputs (tensors) and run-time parameters and axis sizes (numbers) by name. q_offset,
+        k_offset: position of the first query and key, an int or integers (batch,). validate: check the promises `of`
+        and `sorted` of the inputs, by default on the CPU only. Returns (batch, heads, q_len, D_v) in the dtype of q;
+        with return_lse also the log-sum-exp (batch, heads, q_len), natural log, float32 (float64 for float64 q), -inf
+        for rows without keys.
+
+        Raises MaskInputError for anything that does not fit, MaskUnsupportedError for what the engine cannot run.
+        """
+        q, k, v = _under_autocast(q, k, v)
+        engine = self.engine_for(q)
+        check = q.device.type == "cpu" if validate is None else validate
+        options = {**self.given, **given}
+        if engine == "dense":
+            call = inputs.prepare(self.spec, q, k, v, options, scale=self.scale, q_offset=q_offset, k_offset=k_offset)
+            if check:
+                inputs.validate(call)
+            out, lse = dense.attention(call)
+        else:
+            if q_offset is not None:
+                options["q_offset"] = q_offset
+            if k_offset is not None:
+                options["k_offset"] = k_offset
+            tensors, scalars = inputs.separate(options)
+            out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, check)
+        return (out, lse) if return_lse else out
+
+    def engine_for(self, q: Tensor) -> str:
+        """The engine that a call with this tensor takes."""
+        if not isinstance(q, Tensor):
+            raise MaskInputError(f"q is a {type(q).__name__}; expected a tensor (batch, head, seq, dim)")
+        if self.engine != "auto":
+            return self.engine
+        return "triton" if q.device.type == "cuda" else "tiled"
+
+    def mask(self, q_len: int, k_len: int | None = None, **options: Any) -> NDArray[np.bool_]:
+        """The kept pairs as a dense boolean array [batch?, head?, q_len, k_len] (dims that it does not depend on are
+        left out).
+
+        options as for `plan`.
+        """
+        size, tables = self.sizes(q_len, k_len, **options)
+        return reference.mask(self.spec, size, tables)
+
+    def plan(
+        self, q_len: int, k_len: int | None = None, *, tile: tuple[int, int] | None = None, **options: Any
+    ) -> BlockPlan:
+        """The tiles of a call and how an engine walks them.
+
+        k_len: q_len by default. tile: (queries, keys), by default that of the `tiled` engine. options: the spec's
+        inputs (arrays or tensors), parameters and axis sizes by name, q_offset, k_offset, and batch, heads, kv_heads
+        (by default what the inputs' dims say, else 1).
+        """
+        from maskc.runtime import tiled
+
+        size, tables = self.sizes(q_len, k_len, **options)
+        return planning.build(self.spec, size, tiled.tile_of(self.spec, size) if tile is None else tile, tables)
+
+    def source(self) -> str:
+        """The generated kernel file: it imports torch and triton only, and its launch functions take the plan's
+        tables.
+        """
+        from maskc.codegen.source import emit
+
+        return emit(self.spec).text
+
+    def sizes(self, q_len: int, k_len: int | None = None, **options: Any) -> tuple[Sizes, dict[str, NDArray[Any]]]:
+        """The resolved sizes and the inputs as arrays; options as for `plan`."""
+        given = {**self.given, **options}
+        counts = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
+        offsets = {name: given.pop(name, None) for name in ("q_offset", "k_offset")}
+        tables = {i.name: _array(given.pop(i.name)) for i in self.spec.inputs if i.name in given}
+        tables |= {name: _array(o) for name, o in offsets.items() if isinstance(o, Tensor | np.ndarray)}
+        counts = _counts(self.spec, tables) | counts
+        counts["kv_heads"] = counts.get("kv_heads", counts.get("heads", 1))
+        found = sizes.resolve(
+            self.spec,
+            q_len=q_len,
+            k_len=q_len if k_len is None else k_len,
+            **counts,
+            q_offset=None if "q_offset" in tables else int(offsets["q_offset"] or 0),
+            k_offset=None if "k_offset" in tables else int(offsets["k_offset"] or 0),
+            given=given,
+            offset_given=any(o is not None for o in offsets.values()),
+        )
+        return found, tables
+
+    def __str__(self) -> str:
+        return str(self.spec)
+
+    def __repr__(self) -> str:
+        settled = "".join(f", {name}={value!r}" for name, value in self.given.items())
+        return f"<attention {self.spec.name}, engine={self.engine}{settled}>"
+
+
+def _under_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inside an autocast region q, k and v take its dtype, as torch's own attention does; float64 stays."""
+    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(q.device.type)
+    q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+    return q, k, v
+
+
+def _array(value: object) -> NDArray[Any]:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
+
+
+def _counts(spec: MaskSpec, tables: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """How many batch rows and heads the inputs' own dims speak of."""
+    names = {DimKind.BATCH: "batch", DimKind.HEAD: "heads", DimKind.KV_HEAD: "kv_heads"}
+    found: dict[str, int] = {}
+    for entry in spec.inputs:
+        table = tables.get(entry.name)
+        if table is not None and table.ndim == len(entry.dims):
+            found |= {names[d.kind]: n for d, n in zip(entry.dims, table.shape, strict=True) if d.kind in names}
+    for name in ("q_offset", "k_offset"):
+        if name in tables:
+            found["batch"] = len(tables[name])
+    return found
