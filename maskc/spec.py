@@ -110,6 +110,11 @@ class Node:
         """Number of nodes when every shared part is written out."""
         return 1 + sum(child.size for child in children(self))  # type: ignore[arg-type]
 
+    @cached_property
+    def depth(self) -> int:
+        """Number of nodes on the longest way down."""
+        return 1 + max((child.depth for child in children(self)), default=0)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Literal(Node):

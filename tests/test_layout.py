@@ -22,7 +22,9 @@ TABLE: dict[str, set[str]] = {
     "maskc.diagnostics": set(),
     "maskc.spec": {"maskc.diagnostics"},
     "maskc.grammar": {"maskc.diagnostics", "maskc.grammar", "lark"},
-    "maskc.check": {"maskc.diagnostics", "maskc.spec", "maskc.grammar"},
+    "maskc.typed": {"maskc.diagnostics", "maskc.spec"},
+    "maskc.elaborate": {"maskc.diagnostics", "maskc.spec", "maskc.typed", "maskc.grammar"},
+    "maskc.check": {"maskc.diagnostics", "maskc.spec", "maskc.typed", "maskc.elaborate", "maskc.grammar"},
     "maskc.evaluate": {"maskc.spec", "numpy"},
     "maskc.sizes": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.reference": {"maskc.spec", "maskc.evaluate", "numpy"},
@@ -30,6 +32,7 @@ TABLE: dict[str, set[str]] = {
     "maskc.bounds": {"maskc.spec", "maskc.evaluate", "numpy", "sympy"},
     "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.bounds", "numpy"},
     "maskc.picture": {"maskc.plan", "numpy"},
+    "maskc.options": {"maskc.diagnostics", "maskc.spec", "maskc.sizes", "maskc.samples", "numpy"},
     "maskc.samples": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "maskc.sizes", "numpy"},
     "maskc.codegen": {
         "maskc.codegen",

@@ -1,0 +1,283 @@
+"""Text to logical lines of tokens: characters, numbers, brackets that join lines, and indentation.
+
+In: a `Source` of any characters. Out: its logical lines, each a list of tokens with their spans, and what is wrong with the
+characters themselves. Nothing is checked here about the order of tokens; that is the grammar's part.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lark import Token
+
+from maskc.diagnostics import Diagnostic, Source, Span
+
+BRACKET_LIMIT = 100
+LARGEST_INT = 2**63 - 1
+
+OPERATORS = {  # as they are called in mask.lark
+    "**=": "ASSIGN",
+    "//=": "ASSIGN",
+    "<<=": "ASSIGN",
+    ">>=": "ASSIGN",
+    "**": "POWER",
+    "//": "PRODUCT",
+    "<<": "SHIFT",
+    ">>": "SHIFT",
+    "<=": "COMPARE",
+    ">=": "COMPARE",
+    "==": "COMPARE",
+    "!=": "COMPARE",
+    "+=": "ASSIGN",
+    "-=": "ASSIGN",
+    "*=": "ASSIGN",
+    "/=": "ASSIGN",
+    "%=": "ASSIGN",
+    "&=": "ASSIGN",
+    "|=": "ASSIGN",
+    "^=": "ASSIGN",
+    "<": "COMPARE",
+    ">": "COMPARE",
+    "=": "EQUAL",
+    "+": "PLUS",
+    "-": "MINUS",
+    "*": "PRODUCT",
+    "/": "PRODUCT",
+    "%": "PRODUCT",
+    "&": "AMPERSAND",
+    "|": "BAR",
+    "^": "CARET",
+    "~": "TILDE",
+    "(": "LPAR",
+    ")": "RPAR",
+    "[": "LSQB",
+    "]": "RSQB",
+    ",": "COMMA",
+    ":": "COLON",
+    ".": "DOT",
+}
+
+WORDS = {"and", "or", "not", "in", "if", "else", "for", "True", "False"}
+STATEMENTS = {"mask", "def", "axes", "input", "let", "keep", "score", "claim", "pass", "return"}
+FACTS = {"of", "sorted", "constant", "learned"}  # words of an `input` line, behind its brackets
+BORDER = "border"  # a word of an `axes` line
+
+_TOKEN = re.compile(
+    r"""
+      (?P<space>[ \t]+)
+    | (?P<comment>\#[^\n]*)
+    | (?P<newline>\n)
+    | (?P<number>(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9][0-9_]*)?[A-Za-z0-9_]*)
+    | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
+    | (?P<operator>"""
+    + "|".join(re.escape(o) for o in OPERATORS)
+    + r""")
+    | (?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_INTEGER = re.compile(r"0|[1-9](?:_?[0-9])*|00*|0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+")
+_DIGITS = r"[0-9](?:_?[0-9])*"
+_FLOAT = re.compile(
+    rf"(?:(?:{_DIGITS})?\.{_DIGITS}|{_DIGITS}\.)(?:[eE][+-]?{_DIGITS})?|{_DIGITS}[eE][+-]?{_DIGITS}",
+)
+# A line inside an open bracket that can only be a statement: the bracket was never closed.
+_STATEMENT_START = re.compile(
+    r"(?:mask|def|input|let|keep|claim|axes|return)[ \t]+[A-Za-z_0-9(]|score[ \t]*(?:[-+*/%]|//|\*\*)?=(?!=)|pass[ \t]*(?:\#|\n|$)"
+)
+_HINTS: Mapping[str, str] = {
+    "!": "write 'not', or '!=' to compare",
+    "≤": "write '<='",
+    "≥": "write '>='",
+    "≠": "write '!='",
+    "∧": "write 'and'",
+    "∨": "write 'or'",
+    "¬": "write 'not'",
+    "−": "write '-'",
+    "–": "write '-'",
+    "×": "write '*'",
+    "·": "write '*'",
+    "÷": "write '/'",
+    "∞": "write 'inf'",
+    "∈": "write 'in'",
+    "\\": "a line goes on inside brackets only",
+    ";": "write each statement on a line of its own",
+    "?": "write 'A if condition else B'",
+    '"': "the language has no strings",
+    "'": "the language has no strings",
+    "“": "the language has no strings",
+    "{": "brackets are ( ) and [ ]",
+    "}": "brackets are ( ) and [ ]",
+    "\u00a0": "this is a no-break space; write a plain one",
+}
+_CLOSING = {"RPAR": "LPAR", "RSQB": "LSQB"}
+
+
+class Word(Token):
+    """A token that knows its span."""
+
+    span: Span
+
+    @classmethod
+    def make(cls, kind: str, text: str, span: Span) -> "Word":
+        """A token of a terminal of the grammar."""
+        word = cls(kind, text)
+        word.span = span
+        return word
+
+
+@dataclass(frozen=True)
+class Line:
+    """A logical line: the column of its first character (0 at the margin) and its tokens, at least one.
+
+    broken: a diagnosis already says that this line cannot be read as it stands.
+    """
+
+    indent: int
+    words: tuple[Word, ...]
+    broken: bool = False
+
+    @property
+    def span(self) -> Span:
+        """From the first token to the last."""
+        first, last = self.words[0].span, self.words[-1].span
+        return Span(first.source, first.start, last.end)
+
+
+@dataclass
+class _Scan:
+    """What is gathered while the text is read."""
+
+    source: Source
+    found: list[Diagnostic] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    open: list[Word] = field(default_factory=list)  # brackets
+    indent: int = 0
+    broken: bool = False
+    tab_reported: bool = False
+
+    def report(self, message: str, start: int, end: int, hint: str | None = None) -> None:
+        self.found.append(Diagnostic(message, Span(self.source, start, end), hint))
+        self.broken = True
+
+
+def logical_lines(source: Source) -> tuple[list[Line], list[Diagnostic]]:
+    """The lines of a source, those joined by brackets as one, without comments and empty lines."""
+    scan = _Scan(source)
+    lines = list(_lines(scan))
+    return lines, scan.found
+
+
+def _lines(scan: _Scan) -> Iterator[Line]:
+    text = scan.source.text
+    line_start = 0
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup
+        if kind == "space":
+            if "\t" in match[0] and match.start() == line_start and not scan.open:
+                _report_tab(scan, match)
+        elif kind == "newline":
+            line_start = match.end()
+            if not scan.open or _STATEMENT_START.match(text, _skip_blanks(text, line_start)):
+                yield from _finish(scan)
+        elif kind != "comment":
+            if not scan.words:
+                scan.indent = _width(text[line_start : match.start()])
+            _add(scan, match)
+    yield from _finish(scan)
+
+
+def _finish(scan: _Scan) -> Iterator[Line]:
+    """The line gathered so far, if it holds a token; a bracket still open is reported."""
+    if scan.open:
+        bracket = scan.open[0]
+        scan.report(f"'{bracket}' is never closed", bracket.span.start, bracket.span.end)
+    if scan.words:
+        yield Line(scan.indent, tuple(scan.words), scan.broken)
+    scan.words, scan.open, scan.broken = [], [], False
+
+
+def _add(scan: _Scan, match: re.Match[str]) -> None:
+    """One token that is neither blank nor comment."""
+    text, span = match[0], Span(scan.source, match.start(), match.end())
+    match match.lastgroup:
+        case "name":
+            kind = _word_kind(scan, text)
+        case "operator":
+            kind = OPERATORS[text]
+        case "number":
+            kind = _number_kind(scan, text, span)
+        case _:
+            scan.report(f"unexpected character {_shown(text)}", span.start, span.end, _HINTS.get(text))
+            kind = "OTHER"
+    word = Word.make(kind, text, span)
+    scan.words.append(word)
+    if kind in ("LPAR", "LSQB"):
+        scan.open.append(word)
+        if len(scan.open) == BRACKET_LIMIT + 1:
+            scan.report(f"brackets are nested more than {BRACKET_LIMIT} deep", span.start, span.end)
+    elif kind in _CLOSING and scan.open:
+        scan.open.pop()
+
+
+def _word_kind(scan: _Scan, text: str) -> str:
+    """Words of the language are words only where they have a meaning; elsewhere they are names."""
+    if text in WORDS:
+        return text.upper()
+    if not scan.words:
+        return text.upper() if text in STATEMENTS else "NAME"
+    statement = scan.words[0].type
+    if not scan.open and len(scan.words) > 1:
+        if statement == "INPUT" and text in FACTS:
+            return text.upper()
+        if statement == "AXES" and text == BORDER and scan.words[-1].type != "COMMA":
+            return text.upper()
+    if statement in ("MASK", "DEF") and text in STATEMENTS and not scan.open and scan.words[-1].type == "COLON":
+        return text.upper()  # `mask causal: keep k <= q`
+    return "NAME"
+
+
+def _number_kind(scan: _Scan, text: str, span: Span) -> str:
+    """INTEGER or FLOAT; what is neither, or does not fit into 64 bits, is reported."""
+    if _INTEGER.fullmatch(text):
+        if len(text) > 80 or int(text, 0) > LARGEST_INT:
+            scan.report("this integer does not fit into 64 bits", span.start, span.end)
+        return "INTEGER"
+    if _FLOAT.fullmatch(text):
+        if float(text) == float("inf"):
+            scan.report("this number is too large for a float", span.start, span.end, "write 'inf' for infinity")
+        return "FLOAT"
+    digits = re.match(r"[0-9]+", text)
+    hint = None
+    if digits and text.isdigit():
+        hint = f"write '{text.lstrip('0')}'"
+    elif digits and text[digits.end() :].isidentifier():
+        hint = f"write '{digits[0]} * {text[digits.end() :]}' for a product; a name cannot begin with a digit"
+    scan.report(f"'{_short(text)}' is not a number", span.start, span.end, hint)
+    return "INTEGER"
+
+
+def _report_tab(scan: _Scan, blank: re.Match[str]) -> None:
+    """Once per file: the rest would be the same sentence."""
+    if not scan.tab_reported:
+        broken = scan.broken
+        scan.report("this line is indented with a tab", blank.start(), blank.end(), "indent with spaces")
+        scan.tab_reported, scan.broken = True, broken
+
+
+def _skip_blanks(text: str, start: int) -> int:
+    while start < len(text) and text[start] in " \t":
+        start += 1
+    return start
+
+
+def _width(blank: str) -> int:
+    return len(blank.expandtabs(4))
+
+
+def _shown(character: str) -> str:
+    return f"'{character}'" if character.isprintable() else f"U+{ord(character):04X}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."

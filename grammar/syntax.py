@@ -1,0 +1,296 @@
+"""What was written: the syntax tree of a mask file, every node with its span (outside equality). Nothing is resolved or typed.
+
+Operators are kept as they are spelled. Brackets are nodes of their own, because some warnings are about their absence.
+"""
+
+from dataclasses import dataclass, field
+
+from maskc.diagnostics import Source, Span
+
+
+@dataclass(frozen=True)
+class Node:
+    """Anything with a place in the text."""
+
+    span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Name(Node):
+    """A name."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Integer(Node):
+    """An integer of at most 64 bits."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Float(Node):
+    """A finite float."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Boolean(Node):
+    """`True` or `False`."""
+
+    value: bool
+
+
+@dataclass(frozen=True)
+class Bracketed(Node):
+    """`(expression)`."""
+
+    inner: "Expression"
+
+
+@dataclass(frozen=True)
+class Tuple(Node):
+    """`(a, b)`, also of one or no item."""
+
+    items: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True)
+class List(Node):
+    """`[a, b]`."""
+
+    items: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True)
+class Attribute(Node):
+    """`owner.name`."""
+
+    owner: "Expression"
+    name: Name
+
+
+@dataclass(frozen=True)
+class Subscript(Node):
+    """`table[index, ...]`."""
+
+    table: "Expression"
+    indices: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True)
+class Argument(Node):
+    """An argument of a call; `name` where it is given by keyword."""
+
+    name: Name | None
+    value: "Expression"
+
+
+@dataclass(frozen=True)
+class Comprehension(Node):
+    """`expression for name in range`, as the argument of a call."""
+
+    element: "Expression"
+    name: Name
+    iterable: "Expression"
+
+
+@dataclass(frozen=True)
+class Call(Node):
+    """`function(argument, ...)`."""
+
+    function: "Expression"
+    arguments: tuple[Argument | Comprehension, ...]
+
+
+@dataclass(frozen=True)
+class Unary(Node):
+    """`-a`, `+a`, `~a`, `not a`."""
+
+    operator: str
+    operand: "Expression"
+
+
+@dataclass(frozen=True)
+class Binary(Node):
+    """`a + b` and the like; `operator_span` is the operator alone."""
+
+    operator: str
+    left: "Expression"
+    right: "Expression"
+    operator_span: Span = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Comparator(Node):
+    """One of `< <= > >= == !=`, `in`, `not in`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison(Node):
+    """`a < b <= c`: one comparator fewer than operands."""
+
+    operands: "tuple[Expression, ...]"
+    comparators: tuple[Comparator, ...]
+
+
+@dataclass(frozen=True)
+class BooleanOperation(Node):
+    """`a and b and c`, or the same with `or`."""
+
+    operator: str
+    operands: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True)
+class Conditional(Node):
+    """`then if condition else otherwise`."""
+
+    condition: "Expression"
+    then: "Expression"
+    otherwise: "Expression"
+
+
+@dataclass(frozen=True)
+class Unreadable(Node):
+    """Stands for what a diagnosis already spoke about."""
+
+
+Expression = (
+    Name
+    | Integer
+    | Float
+    | Boolean
+    | Bracketed
+    | Tuple
+    | List
+    | Attribute
+    | Subscript
+    | Call
+    | Unary
+    | Binary
+    | Comparison
+    | BooleanOperation
+    | Conditional
+    | Unreadable
+)
+
+
+@dataclass(frozen=True)
+class Axis(Node):
+    """A name of an `axes` line; `part` where something follows it behind a colon."""
+
+    name: Name
+    part: Expression | None
+
+
+@dataclass(frozen=True)
+class Axes(Node):
+    """`axes y, x`; `border` where one is given."""
+
+    axes: tuple[Axis, ...]
+    border: Expression | None
+
+
+@dataclass(frozen=True)
+class Fact(Node):
+    """`of EXPRESSION`, `sorted`, `constant` or `learned` behind an input."""
+
+    word: str
+    value: Expression | None
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """`input name: type[dims] facts`; `type` is None where the line could not be read."""
+
+    name: Name
+    type: Name | None
+    dims: tuple[Expression, ...]
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Let(Node):
+    """`let name = value`."""
+
+    name: Name
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Keep(Node):
+    """`keep expression`."""
+
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Score(Node):
+    """`score = value`, `score += value`; `operator` is the arithmetic operator, None for a plain `=`."""
+
+    operator: str | None
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Claim(Node):
+    """`claim expression`."""
+
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Pass(Node):
+    """`pass`."""
+
+
+@dataclass(frozen=True)
+class Return(Node):
+    """`return expression`."""
+
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Parameter(Node):
+    """`name: type = default`."""
+
+    name: Name
+    type: Name | None
+    default: Expression | None
+
+
+@dataclass(frozen=True)
+class Function(Node):
+    """`def name(parameters):` and its body; `readable` is False where the head could not be read."""
+
+    name: Name
+    parameters: tuple[Name, ...]
+    body: "tuple[Statement, ...]"
+    readable: bool = True
+
+
+@dataclass(frozen=True)
+class Mask(Node):
+    """`mask name(parameters):` and its body; `readable` is False where the head could not be read."""
+
+    name: Name
+    parameters: tuple[Parameter, ...]
+    body: "tuple[Statement, ...]"
+    readable: bool = True
+
+
+Statement = Axes | Input | Let | Keep | Score | Claim | Pass | Return | Function
+
+
+@dataclass(frozen=True)
+class File:
+    """A whole file: masks, functions and lets in the order in which they stand."""
+
+    source: Source
+    items: tuple[Mask | Function | Let, ...]

@@ -1,0 +1,905 @@
+"""Expressions as written to typed expressions: names are resolved, functions, lets and masks used as predicates inlined.
+
+In: a syntax tree, the scope of its names and the mask in which it is read. Out: `Expr`, or None where a mistake was reported. Each
+mistake is reported once, where it is; what follows from it is passed over in silence.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TypeVarTuple
+
+from maskc import typed
+from maskc.diagnostics import Diagnostic, Span
+from maskc.grammar import syntax
+from maskc.spec import (
+    AxisSize,
+    Binary,
+    BinaryOp,
+    Claim,
+    Coordinate,
+    Count,
+    Dim,
+    DimKind,
+    Expr,
+    Index,
+    InputSpec,
+    Length,
+    Literal,
+    Offset,
+    Position,
+    Read,
+    Side,
+    Total,
+    Type,
+    UnaryOp,
+)
+from maskc.typed import Mistake
+
+DEPTH_LIMIT = 100
+SIZE_LIMIT = 20_000
+WORK_LIMIT = 200_000
+ERROR_LIMIT = 100
+
+FUNCTIONS = {
+    "abs": UnaryOp.ABS,
+    "floor": UnaryOp.FLOOR,
+    "ceil": UnaryOp.CEIL,
+    "round": UnaryOp.ROUND,
+    "exp": UnaryOp.EXP,
+    "log": UnaryOp.LOG,
+    "tanh": UnaryOp.TANH,
+    "erf": UnaryOp.ERF,
+    "sigmoid": UnaryOp.SIGMOID,
+    "softplus": UnaryOp.SOFTPLUS,
+    "relu": UnaryOp.RELU,
+    "sqrt": UnaryOp.SQRT,
+}
+BUILTINS = {*FUNCTIONS, "min", "max", "clamp", "where", "range"}
+PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "score", "inf"}
+# Of the language, but not of this version.
+LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale", "weight", "mass"}
+OPTIONS = {"q_offset", "k_offset", "engine", "return_lse", "aux", "validate", "mask"}
+
+# Words of other languages and libraries, and what they are here.
+_HABITS = {
+    "q_idx": "q",
+    "kv_idx": "k",
+    "k_idx": "k",
+    "i": "q",
+    "j": "k",
+    "b": "batch",
+    "h": "head",
+    "true": "True",
+    "false": "False",
+    "infinity": "inf",
+    "seq_len": "q_len",
+    "seqlen": "q_len",
+    "kv_len": "k_len",
+    "num_heads": "heads",
+    "pow": "**",
+    "sign": "where(x > 0, 1, where(x < 0, -1, 0))",
+    "int": "floor(x), ceil(x) or round(x)",
+    "float": "1.0 * x",
+    "bool": "x != 0",
+    "logical_and": "and",
+    "logical_or": "or",
+    "logical_not": "not",
+}
+_MODULES = {"torch", "np", "numpy", "math", "jnp", "tl", "F"}
+
+
+Operands = TypeVarTuple("Operands")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position that may be passed on: its number on the line, and its coordinates by axis."""
+
+    line: Expr
+    coordinates: Mapping[str, Expr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AxisName:
+    """An axis; `y.size` is all that can be asked of it. last: what the bare name means inside dims."""
+
+    name: str
+    last: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """An input."""
+
+    input: InputSpec
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What a mistake reported elsewhere left behind."""
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionValue:
+    """A `def` and the scope in which its body is read."""
+
+    node: syntax.Function
+    scope: "Scope"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskValue:
+    """A mask of this file or of the library."""
+
+    node: syntax.Mask
+    scope: "Scope"
+
+
+@dataclass(frozen=True, eq=False)
+class LetValue:
+    """A `let` at file level, read anew in every mask that uses it."""
+
+    node: syntax.Let
+    scope: "Scope"
+
+
+Value = Expr | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | LetValue
+
+
+@dataclass(eq=False)
+class Scope:
+    """Names and what they stand for; what is not here is looked up in `parent`. spans: where each was defined."""
+
+    parent: "Scope | None" = None
+    names: dict[str, Value] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    def find(self, name: str) -> Value | None:
+        """What a name stands for here, None if nothing."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.parent
+        return None
+
+    def visible(self) -> Iterator[str]:
+        """All names that can be found here."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield from scope.names
+            scope = scope.parent
+
+
+@dataclass(eq=False)
+class Reading:
+    """The mask in which expressions are read: its index space, and what becomes part of the spec.
+
+    axes: of the mask whose text is read; None where no mask is known (a function that nobody calls). inputs and claims belong to
+    the mask that is compiled, also while it reads another one as a predicate.
+    """
+
+    axes: tuple[str, ...] | None
+    q: Place
+    k: Place
+    inputs: dict[str, InputSpec] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+    score: Expr | None = None
+    lets: dict[int, Value] = field(default_factory=dict)
+    structural: set[str] = field(default_factory=set)
+    top_axes: tuple[str, ...] = ()
+    taken: set[str] = field(default_factory=set)  # parameters and axes of the mask that is compiled
+    use: Span | None = None  # where that mask uses the one whose text is read
+
+
+def place(side: Side, axes: tuple[str, ...], all_axes: tuple[str, ...]) -> Place:
+    """The position of the query or key for a mask of `axes`, a subset of the grid's axes or none of them."""
+    coordinates: dict[str, Expr] = {a: Coordinate(Type.INT, side, a) for a in axes}
+    if not axes or axes == all_axes:
+        return Place(Position(Type.INT, side), coordinates)
+    line: Expr = coordinates[axes[0]]
+    for axis in axes[1:]:  # row-major on the axes that this mask knows
+        line = typed.arithmetic(BinaryOp.MUL, line, AxisSize(Type.INT, axis), None)
+        line = typed.arithmetic(BinaryOp.ADD, line, coordinates[axis], None)
+    return Place(line, coordinates)
+
+
+@dataclass(eq=False)
+class Elaborator(ABC):
+    """Reads expressions; gathers what is wrong with them in `found`."""
+
+    found: list[Diagnostic] = field(default_factory=list)
+    work: int = 0
+    depth: int = 0
+    active: list[syntax.Node] = field(default_factory=list)  # functions, masks and lets being inlined
+    called: set[int] = field(default_factory=set)  # functions that were inlined somewhere, by identity
+
+    # ---- reports
+
+    def report(self, message: str, span: Span | None, hint: str | None = None) -> None:
+        """A mistake; the same sentence at the same place is said once."""
+        diagnostic = Diagnostic(message, span, hint)
+        if diagnostic not in self.found:
+            self.found.append(diagnostic)
+        if len(self.found) >= ERROR_LIMIT:
+            raise TooMuch
+
+    def warn(self, message: str, span: Span | None, hint: str | None = None) -> None:
+        """What is allowed and probably not meant."""
+        diagnostic = Diagnostic(message, span, hint, "warning")
+        if diagnostic not in self.found:
+            self.found.append(diagnostic)
+
+    def made(self, span: Span, make: Callable[[*Operands, Span | None], Expr], *operands: *Operands) -> Expr | None:
+        """What `make` gives for operands, with `span`; a `Mistake`, or an expression out of bounds, is reported."""
+        try:
+            expr = make(*operands, span)
+        except Mistake as mistake:
+            self.report(mistake.message, mistake.span or span, mistake.hint)
+            return None
+        if expr.depth > DEPTH_LIMIT:
+            self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)
+            return None
+        if expr.size > SIZE_LIMIT:
+            self.report(f"this expression has more than {SIZE_LIMIT:,} operations once everything is inlined", span)
+            return None
+        return expr
+
+    # ---- expressions
+
+    def boolean(self, node: syntax.Expression, scope: Scope, reading: Reading, what: str) -> Expr | None:
+        """A boolean; `what` begins the sentence that is said if it is none."""
+        expr = self.number(node, scope, reading)
+        return None if expr is None else self.made(node.span, typed.boolean, expr, what)
+
+    def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
+        """A boolean, int or float; the expression carries the span of `node`."""
+        return self.scalar(self.value(node, scope, reading), node.span)
+
+    def scalar(self, value: Value, span: Span) -> Expr | None:
+        """A value as a boolean, int or float."""
+        match value:
+            case Unknown():
+                return None
+            case Place():
+                return value.line
+            case Table():
+                return self._bare(value.input, span)
+            case AxisName(last=None):
+                self.report(
+                    f"'{value.name}' is an axis, not a number",
+                    span,
+                    f"write 'q.{value.name}', 'k.{value.name}' or '{value.name}.size'",
+                )
+                return None
+            case AxisName():
+                return value.last
+            case FunctionValue():
+                name = value.node.name.text
+                arguments = ", ".join(p.text for p in value.node.parameters)
+                self.report(f"'{name}' is a function", span, f"call it: '{name}({arguments})'")
+                return None
+            case MaskValue() | LetValue():
+                raise AssertionError("masks and lets are inlined where their name is read")
+            case _:
+                return value
+
+    def value(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Value:
+        """What an expression stands for; Unknown where a mistake was reported."""
+        self.work += 1
+        if self.work > WORK_LIMIT:
+            self.report(f"this file has more than {WORK_LIMIT:,} operations once everything is inlined", node.span)
+            raise TooMuch
+        if self.depth >= DEPTH_LIMIT:
+            self.report(f"this expression is more than {DEPTH_LIMIT} levels deep", node.span)
+            return Unknown()
+        self.depth += 1
+        try:
+            return self._value(node, scope, reading)
+        finally:
+            self.depth -= 1
+
+    def _value(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Value:
+        match node:
+            case syntax.Name():
+                return self._named(node, scope, reading)
+            case syntax.Integer():
+                return Literal(Type.INT, node.value, span=node.span)
+            case syntax.Float():
+                return Literal(Type.FLOAT, node.value, span=node.span)
+            case syntax.Boolean():
+                return Literal(Type.BOOL, node.value, span=node.span)
+            case syntax.Bracketed():
+                return self.value(node.inner, scope, reading)
+            case syntax.Attribute():
+                return self._attribute(node, scope, reading)
+            case syntax.Subscript():
+                return self._subscript(node, scope, reading)
+            case syntax.Call():
+                return self._call(node, scope, reading)
+            case (
+                syntax.Unary()
+                | syntax.Binary()
+                | syntax.Comparison()
+                | syntax.BooleanOperation()
+                | syntax.Conditional()
+            ):
+                expr = self._operation(node, scope, reading)
+                return Unknown() if expr is None else expr
+            case syntax.Tuple():
+                self.report("a tuple can only stand behind 'in'", node.span)
+                return Unknown()
+            case syntax.List():
+                self.report("tables of literals are not available in this version", node.span)
+                return Unknown()
+            case syntax.Unreadable():
+                return Unknown()
+
+    def _operation(
+        self,
+        node: syntax.Unary | syntax.Binary | syntax.Comparison | syntax.BooleanOperation | syntax.Conditional,
+        scope: Scope,
+        reading: Reading,
+    ) -> Expr | None:
+        span = node.span
+        match node:
+            case syntax.Unary():
+                operand = self.number(node.operand, scope, reading)
+                if operand is None:
+                    return None
+                apply = {"-": typed.minus, "+": typed.plus, "~": typed.inverted, "not": typed.negation}[node.operator]
+                return self.made(span, apply, operand)
+            case syntax.Binary():
+                left, right = self.number(node.left, scope, reading), self.number(node.right, scope, reading)
+                if left is None or right is None:
+                    return None
+                op = typed.ARITHMETIC[node.operator]
+                return self.made(span, typed.arithmetic, op, left, right)
+            case syntax.Comparison():
+                return self._comparison(node, scope, reading)
+            case syntax.BooleanOperation():
+                what = f"'{node.operator}' takes booleans"
+                operands = [self.boolean(o, scope, reading, what) for o in node.operands]
+                return self._chain(BinaryOp(node.operator), operands, span)
+            case syntax.Conditional():
+                self._lint_conditional(node)
+                condition = self.boolean(node.condition, scope, reading, "a condition is a boolean")
+                then = self.number(node.then, scope, reading)
+                otherwise = self.number(node.otherwise, scope, reading)
+                if condition is None or then is None or otherwise is None:
+                    return None
+                return self.made(span, typed.select, condition, then, otherwise)
+
+    def _chain(self, op: BinaryOp, operands: Sequence[Expr | None], span: Span) -> Expr | None:
+        """`a and b and c`; None if one operand is."""
+        known = [o for o in operands if o is not None]
+        if len(known) < len(operands):
+            return None
+        result: Expr | None = known[0]
+        for operand in known[1:]:
+            if result is None:
+                return None
+            result = self.made(span, typed.logical, op, result, operand)
+        return result
+
+    def _comparison(self, node: syntax.Comparison, scope: Scope, reading: Reading) -> Expr | None:
+        """`a < b <= c` is `a < b and b <= c`."""
+        self._lint_comparison(node)
+        operands: list[Expr | None] = []
+        for position, operand in enumerate(node.operands):
+            is_container = position > 0 and node.comparators[position - 1].text.endswith("in")
+            operands.append(None if is_container else self.number(operand, scope, reading))
+        links: list[Expr | None] = []
+        for position, comparator in enumerate(node.comparators):
+            left, right = operands[position], operands[position + 1]
+            left_node, right_node = node.operands[position], node.operands[position + 1]
+            span = Span(node.span.source, left_node.span.start, right_node.span.end)
+            if comparator.text.endswith("in"):
+                if position > 0 and node.comparators[position - 1].text.endswith("in"):
+                    self.report("'in' cannot be chained", comparator.span)
+                    return None
+                link = self._membership(left, right_node, span, scope, reading)
+                if link is not None and comparator.text == "not in":
+                    link = self.made(span, typed.negation, link)
+                links.append(link)
+            elif left is None or right is None:
+                links.append(None)
+            else:
+                op = typed.COMPARATORS[comparator.text]
+                links.append(self.made(span, typed.comparison, op, left, right))
+        return self._chain(BinaryOp.AND, links, node.span)
+
+    def _membership(
+        self, item: Expr | None, container: syntax.Expression, span: Span, scope: Scope, reading: Reading
+    ) -> Expr | None:
+        """`item in range(...)`, `item in (a, b)`."""
+        while isinstance(container, syntax.Bracketed):
+            container = container.inner
+        match container:
+            case syntax.Tuple(items=items):
+                options = [self.number(i, scope, reading) for i in items]
+                if not options:
+                    self.report("an empty tuple holds nothing", container.span)
+                    return None
+                if item is None:
+                    return None
+                links = [o and self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options]
+                return self._chain(BinaryOp.OR, links, span)
+            case syntax.Call(function=syntax.Name(text="range")):
+                return self._in_range(item, container, span, scope, reading)
+            case syntax.List():
+                self.report(
+                    "tables of literals are not available in this version", container.span, "write a tuple: (1, 2)"
+                )
+            case syntax.Subscript():
+                self.report("'in' a row of an input is not available in this version", container.span)
+            case syntax.Unreadable():
+                pass
+            case _:
+                if not isinstance(self.value(container, scope, reading), Unknown):
+                    self.report("'in' needs a range(...) or a tuple such as (1, 2) on its right", container.span)
+        return None
+
+    def _in_range(
+        self, item: Expr | None, call: syntax.Call, span: Span, scope: Scope, reading: Reading
+    ) -> Expr | None:
+        """Python's `item in range(start, stop, step)`."""
+        parts = self._positional(call, scope, reading)
+        if parts is None:
+            return None
+        if not 1 <= len(parts) <= 3:
+            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} are given", call.span)
+            return None
+        known = [p for p in parts if p is not None]
+        if item is None or len(known) < len(parts):
+            return None
+        for expr in (item, *known):
+            if expr.type is Type.FLOAT:
+                self.report("a range holds ints; this is a float", expr.span)
+                return None
+        start = known[0] if len(known) > 1 else typed.integer(0, call.span)
+        stop = known[1] if len(known) > 1 else known[0]
+        step = known[2] if len(known) > 2 else typed.integer(1, call.span)
+        if isinstance(step, Literal) and step.value == 0:
+            self.report("the step of a range cannot be 0", step.span)
+            return None
+        return self.made(span, _within, item, start, stop, step)
+
+    # ---- names
+
+    def _named(self, node: syntax.Name, scope: Scope, reading: Reading) -> Value:
+        found = scope.find(node.text)
+        match found:
+            case None:
+                return self._prelude(node, scope, reading)
+            case LetValue():
+                return self._file_let(found, reading)
+            case MaskValue():
+                return self._bare_mask(found, node, reading)
+            case Unknown() | Place() | AxisName() | Table() | FunctionValue():
+                return found
+            case _:
+                return found
+
+    def _prelude(self, node: syntax.Name, scope: Scope, reading: Reading) -> Value:
+        """A name that the language itself gives a meaning."""
+        span = node.span
+        match node.text:
+            case "q":
+                return reading.q
+            case "k":
+                return reading.k
+            case "q_len":
+                return Length(Type.INT, Side.Q, span=span)
+            case "k_len":
+                return Length(Type.INT, Side.K, span=span)
+            case "head" | "kv_head" | "batch":
+                return Index(Type.INT, Count(node.text), span=span)
+            case "heads":
+                return Total(Type.INT, Count.HEAD, span=span)
+            case "inf":
+                return Literal(Type.FLOAT, float("inf"), span=span)
+            case "score":
+                return Unknown() if reading.score is None else reading.score
+            case _ if reading.axes is not None and node.text in reading.axes:
+                return AxisName(node.text)
+        self._report_unknown(node, scope, reading)
+        return Unknown()
+
+    def _report_unknown(self, node: syntax.Name, scope: Scope, reading: Reading, called: bool = False) -> None:
+        name = node.text
+        if name in LATER:
+            self.report(f"'{name}' is not available in this version", node.span)
+            return
+        if name in BUILTINS:
+            self.report(f"'{name}' is a function", node.span, f"call it: '{name}(...)'")
+            return
+        what = "function" if called else "name"
+        self.report(f"unknown {what} '{name}'", node.span, self._suggestion(name, scope, reading))
+
+    def _suggestion(self, name: str, scope: Scope, reading: Reading) -> str | None:
+        if name in _MODULES:
+            return "there are no modules; write 'where(...)', 'abs(...)', 'exp(...)' by their bare names"
+        if name in _HABITS:
+            return f"write '{_HABITS[name]}'"
+        known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
+        close = get_close_matches(name[:60], known[:2000], 1, 0.6) if len(name) > 1 else []
+        return f"did you mean '{close[0]}'?" if close else None
+
+    def _file_let(self, let: LetValue, reading: Reading) -> Value:
+        """The value of a let at file level in the mask that reads it."""
+        key = id(let.node)
+        if key not in reading.lets:
+            if let.node in self.active:
+                self.report(f"'{let.node.name.text}' is defined by itself", let.node.name.span)
+                return Unknown()
+            with self._inlining(let.node):
+                value = self.value(let.node.value, let.scope, reading)
+            reading.lets[key] = value
+        return reading.lets[key]
+
+    def _bare(self, table: InputSpec, span: Span) -> Expr | None:
+        """An input named without brackets, all of whose dims are filled in."""
+        if len(_leading(table)) == len(table.dims):
+            return self._read(table, [], span)
+        open_dims = table.dims[len(_leading(table)) :]
+        example = ", ".join(_example(d) for d in open_dims)
+        dims = ", ".join(d.text for d in table.dims)
+        self.report(
+            f"'{table.name}' has dims [{dims}] and needs an index", span, f"for example '{table.name}[{example}]'"
+        )
+        return None
+
+    def _attribute(self, node: syntax.Attribute, scope: Scope, reading: Reading) -> Value:
+        owner, name = node.owner, node.name.text
+        if isinstance(owner, syntax.Name) and owner.text in _MODULES and scope.find(owner.text) is None:
+            self.report(f"unknown name '{owner.text}'", owner.span, self._suggestion(owner.text, scope, reading))
+            return Unknown()
+        if reading.axes is None and isinstance(owner, syntax.Name) and scope.find(owner.text) is None:
+            return Unknown()  # a function that nobody calls may name the axes of any mask
+        match self.value(owner, scope, reading):
+            case Unknown():
+                return Unknown()
+            case AxisName() as axis:
+                if name == "size":
+                    return AxisSize(Type.INT, axis.name, span=node.span)
+                self.report(f"an axis has no '.{name}'", node.name.span, f"write '{axis.name}.size'")
+            case Place() as at:
+                if name in at.coordinates:
+                    return at.coordinates[name]
+                self._report_axis(node, at, reading)
+            case _:
+                self.report(f"'{owner.span.text}' has no '.{name}'", node.name.span)
+        return Unknown()
+
+    def _report_axis(self, node: syntax.Attribute, at: Place, reading: Reading) -> None:
+        name = node.name.text
+        if not at.coordinates:
+            self.report(
+                f"'{node.owner.span.text}' has no coordinate '{name}'",
+                node.name.span,
+                f"add 'axes {name}' to the mask" if not reading.axes else None,
+            )
+            return
+        axes = ", ".join(at.coordinates)
+        close = get_close_matches(name[:60], list(at.coordinates), 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the axes are {axes}"
+        self.report(f"the mask has no axis '{name}'", node.name.span, hint)
+
+    # ---- inputs
+
+    def _subscript(self, node: syntax.Subscript, scope: Scope, reading: Reading) -> Value:
+        indices = [(self.value(i, scope, reading), i.span) for i in node.indices]
+        match self.value(node.table, scope, reading):
+            case Unknown():
+                return Unknown()
+            case Table(input=table):
+                numbers = [self.scalar(v, s) for v, s in indices]
+                if any(n is None for n in numbers):
+                    return Unknown()
+                return self._read(table, [n for n in numbers if n is not None], node.span) or Unknown()
+            case _:
+                self.report(f"'{node.table.span.text}' is not an input and cannot be indexed", node.table.span)
+                return Unknown()
+
+    def _read(self, table: InputSpec, written: list[Expr], span: Span) -> Expr | None:
+        """One entry; leading batch and head dims that are not written are filled in."""
+        if not table.dims and not written:
+            return Read(table.type, table.name, (), span=span)
+        leading = _leading(table)
+        missing = len(table.dims) - len(written)
+        dims = ", ".join(d.text for d in table.dims)
+        if missing > len(leading):
+            needed = len(table.dims) - len(leading)
+            message = f"'{table.name}' has dims [{dims}] and needs {needed} indices; {len(written)} given"
+            hint = "reading a row is not available in this version" if written else None
+            self.report(message, span, hint)
+            return None
+        if missing < 0:
+            self.report(f"'{table.name}' has dims [{dims}]; {len(written)} indices are too many", span)
+            return None
+        for index in written:
+            if index.type is Type.FLOAT:
+                self.report("an index is an int; this is a float", index.span, "write 'floor(...)'")
+                return None
+        indices: list[Expr] = [Index(Type.INT, Count(d.kind.value), span=span) for d in leading[:missing]]
+        for dim, index in zip(table.dims[missing:], written, strict=True):
+            indices.append(_entry(dim, typed.cast(index, Type.INT)))
+        return self.made(span, _entry_of, table, tuple(indices))
+
+    # ---- calls
+
+    def _call(self, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
+        function = node.function
+        if not isinstance(function, syntax.Name):
+            if not isinstance(self.value(function, scope, reading), Unknown):
+                self.report("only functions and masks can be called", function.span)
+            return Unknown()
+        match scope.find(function.text):
+            case FunctionValue() as value:
+                return self._inline(value, node, scope, reading)
+            case MaskValue() as value:
+                return self._predicate(value, node, scope, reading)
+            case Unknown():
+                return Unknown()
+            case None if function.text in BUILTINS:
+                expr = self._builtin(node, function.text, scope, reading)
+                return Unknown() if expr is None else expr
+            case None if function.text not in PRELUDE:
+                self._report_unknown(function, scope, reading, called=True)
+            case _:
+                self.report(f"'{function.text}' is not a function", function.span)
+        return Unknown()
+
+    def _positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
+        """The arguments of a builtin, in order; None where one is not given by position."""
+        numbers: list[Expr | None] = []
+        for argument in node.arguments:
+            if isinstance(argument, syntax.Comprehension):
+                self.report("'... for ... in ...' is not available in this version", argument.span)
+                return None
+            if argument.name is not None:
+                self.report("builtin functions take their arguments in order, without names", argument.span)
+                return None
+            numbers.append(self.number(argument.value, scope, reading))
+        return numbers
+
+    def _builtin(self, node: syntax.Call, name: str, scope: Scope, reading: Reading) -> Expr | None:
+        if name == "range":
+            self.report("'range' can only stand behind 'in'", node.span)
+            return None
+        numbers = self._positional(node, scope, reading)
+        if numbers is None:
+            return None
+        least, most = {"min": (2, 100), "max": (2, 100), "clamp": (3, 3), "where": (3, 3)}.get(name, (1, 1))
+        if not least <= len(numbers) <= most:
+            wanted = f"{least} argument{'s' * (least > 1)}" if least == most else f"at least {least} arguments"
+            self.report(f"'{name}' takes {wanted}; {len(numbers)} given", node.span)
+            return None
+        known = [n for n in numbers if n is not None]
+        if len(known) < len(numbers):
+            return None
+        return self.made(node.span, _applied, name, known)
+
+    def _inline(self, called: FunctionValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
+        """The body of a function with the arguments in place of its parameters."""
+        function = called.node
+        self.called.add(id(function))
+        inner = Scope(called.scope)
+        names = [p.text for p in function.parameters]
+        if not function.readable or not self._bind(node, function.name.text, names, set(names), inner, scope, reading):
+            return Unknown()
+        if any(f is function for f in self.active):
+            self.report(
+                f"function '{function.name.text}' calls itself",
+                node.span,
+                "functions are written out; they cannot recurse",
+            )
+            return Unknown()
+        with self._inlining(function):
+            return self.body(function, inner, reading)
+
+    def body(self, function: syntax.Function, scope: Scope, reading: Reading) -> Value:
+        """What a function returns, its parameters bound in `scope`."""
+        result: Value = Unknown()
+        for statement in function.body:
+            match statement:
+                case syntax.Let():
+                    self.let(statement, scope, reading)
+                case syntax.Return():
+                    result = self.value(statement.value, scope, reading)
+                case _:
+                    raise AssertionError("the parser leaves nothing else in a function")
+        return result
+
+    def let(self, node: syntax.Let, scope: Scope, reading: Reading) -> None:
+        """Binds a name to a value."""
+        value = self.value(node.value, scope, reading)
+        self.define(node.name, value, scope)
+
+    def define(self, name: syntax.Name, value: Value, scope: Scope, shadows: frozenset[str] = frozenset()) -> None:
+        """Gives a name a meaning in a scope, unless the language or an earlier line already did."""
+        text = name.text
+        if text in scope.names:
+            earlier = scope.spans.get(text)
+            where = "" if earlier is None else f" on line {earlier.source.position(earlier.start)[0]}"
+            self.report(f"'{text}' is already defined{where}", name.span)
+            return
+        scope.names[text] = value
+        scope.spans[text] = name.span
+        if text in (PRELUDE | BUILTINS | LATER) - shadows:
+            self.report(f"'{text}' has a meaning of its own and cannot be defined", name.span)
+        elif text in OPTIONS:
+            self.report(f"'{text}' is an option of every call and cannot be defined", name.span)
+
+    def _bind(
+        self,
+        node: syntax.Call,
+        name: str,
+        names: Sequence[str],
+        required: set[str],
+        inner: Scope,
+        scope: Scope,
+        reading: Reading,
+        also: Sequence[str] = (),
+    ) -> bool:
+        """Puts the arguments of a call into the scope of what is called; False if they do not fit. `also`: by keyword only."""
+        given: dict[str, Value] = {}
+        for position, argument in enumerate(node.arguments):
+            if isinstance(argument, syntax.Comprehension):
+                self.report("'... for ... in ...' is not available in this version", argument.span)
+                return False
+            value = self.value(argument.value, scope, reading)
+            if argument.name is not None:
+                key = argument.name.text
+                if key not in names and key not in also:
+                    close = get_close_matches(key[:60], [*names, *also], 1)
+                    hint = f"did you mean '{close[0]}'?" if close else None
+                    self.report(f"'{name}' has no parameter '{key}'", argument.name.span, hint)
+                    return False
+            elif position >= len(names):
+                self.report(f"'{name}' takes {_arguments(names)}; {len(node.arguments)} given", node.span)
+                return False
+            else:
+                key = names[position]
+            if key in given:
+                self.report(f"'{key}' is given twice", argument.span)
+                return False
+            given[key] = value
+            inner.spans[key] = argument.span
+        missing = [n for n in names if n in required and n not in given]
+        if missing:
+            self.report(f"'{name}' takes {_arguments(names)}; '{missing[0]}' is missing", node.span)
+            return False
+        inner.names.update(given)
+        return True
+
+    @contextmanager
+    def _inlining(self, node: syntax.Node) -> Iterator[None]:
+        self.active.append(node)
+        try:
+            yield
+        finally:
+            self.active.pop()
+
+    # ---- masks used as predicates
+
+    def _bare_mask(self, mask: MaskValue, node: syntax.Name, reading: Reading) -> Value:
+        """A mask without parameters, named alone."""
+        if mask.node.parameters:
+            arguments = ", ".join(f"{p.name.text}=..." for p in mask.node.parameters)
+            self.report(f"mask '{node.text}' has parameters", node.span, f"write '{node.text}({arguments})'")
+            return Unknown()
+        return self._predicate(mask, syntax.Call(node, (), span=node.span), mask.scope, reading)
+
+    @abstractmethod
+    def _predicate(self, mask: MaskValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
+        """A mask called with its parameters and positions, as a boolean."""
+
+    # ---- lints
+
+    def _lint_conditional(self, node: syntax.Conditional) -> None:
+        if isinstance(node.otherwise, syntax.BooleanOperation):
+            operator = node.otherwise.operator
+            self.warn(
+                f"everything behind 'else' belongs to it, '{operator}' included",
+                node.otherwise.span,
+                "put brackets around the conditional, or around what follows 'else'",
+            )
+
+    def _lint_comparison(self, node: syntax.Comparison) -> None:
+        if len(node.comparators) < 2:
+            return
+        for operand in node.operands[1:-1]:
+            if isinstance(operand, syntax.Binary) and operand.operator in ("&", "|", "^"):
+                instead = {"&": "and", "|": "or", "^": "!="}[operand.operator]
+                self.warn(
+                    f"'{operand.operator}' binds tighter than comparisons: this is one chain through '{operand.span.text}'",
+                    node.span,
+                    f"write '{instead}', or put brackets around each comparison",
+                )
+
+
+class TooMuch(Exception):
+    """Ends the reading of a file: enough was reported, or it would take too long."""
+
+
+def _within(item: Expr, start: Expr, stop: Expr, step: Expr, span: Span | None) -> Expr:
+    item, start, stop, step = (typed.cast(e, Type.INT) for e in (item, start, stop, step))
+
+    def ordered(low: Expr, low_op: BinaryOp, high: Expr, high_op: BinaryOp) -> Expr:
+        lower = typed.comparison(low_op, low, item, span)
+        return typed.logical(BinaryOp.AND, lower, typed.comparison(high_op, item, high, span), span)
+
+    rising = ordered(start, BinaryOp.LE, stop, BinaryOp.LT)
+    falling = ordered(stop, BinaryOp.LT, start, BinaryOp.LE)
+    zero = typed.integer(0, span)
+    if isinstance(step, Literal):
+        inside = rising if step.value > 0 else falling
+        if abs(step.value) == 1:
+            return inside
+    else:
+        up = typed.logical(BinaryOp.AND, typed.comparison(BinaryOp.GT, step, zero, span), rising, span)
+        down = typed.logical(BinaryOp.AND, typed.comparison(BinaryOp.LT, step, zero, span), falling, span)
+        inside = typed.logical(BinaryOp.OR, up, down, span)
+    distance = typed.arithmetic(BinaryOp.SUB, item, start, span)
+    on_step = typed.comparison(BinaryOp.EQ, typed.arithmetic(BinaryOp.MOD, distance, step, span), zero, span)
+    return typed.logical(BinaryOp.AND, inside, on_step, span)
+
+
+def _applied(name: str, numbers: list[Expr], span: Span | None) -> Expr:
+    match name:
+        case "min" | "max":
+            op = BinaryOp(name)
+            result = numbers[0]
+            for number in numbers[1:]:
+                result = typed.arithmetic(op, result, number, span)
+            return result
+        case "clamp":
+            number, low, high = numbers
+            return typed.arithmetic(BinaryOp.MIN, typed.arithmetic(BinaryOp.MAX, number, low, span), high, span)
+        case "where":
+            return typed.select(numbers[0], numbers[1], numbers[2], span)
+        case _:
+            return typed.function(FUNCTIONS[name], numbers[0], span)
+
+
+def _leading(table: InputSpec) -> tuple[Dim, ...]:
+    """The dims that reading fills in."""
+    count = 0
+    while count < len(table.dims) and table.dims[count].kind in (DimKind.BATCH, DimKind.HEAD, DimKind.KV_HEAD):
+        count += 1
+    return table.dims[:count]
+
+
+def _entry(dim: Dim, index: Expr) -> Expr:
+    """The index along a dim: a dim `q` or `k` counts the tokens of this call, everything else counts positions."""
+    if dim.kind is DimKind.EXTENT and dim.text in ("q", "k"):
+        return Binary(Type.INT, BinaryOp.SUB, index, Offset(Type.INT, Side(dim.text)), span=index.span)
+    return index
+
+
+def _entry_of(table: InputSpec, indices: tuple[Expr, ...], span: Span | None) -> Expr:
+    return Read(table.type, table.name, indices, span=span)
+
+
+def _example(dim: Dim) -> str:
+    """An index that fits a dim, for a hint."""
+    match dim.kind:
+        case DimKind.SEQ:
+            return "q"
+        case DimKind.EXTENT if dim.text.isidentifier() and dim.text not in ("q", "k"):
+            return f"q.{dim.text}"
+        case DimKind.EXTENT:
+            return dim.text
+        case _:
+            return "..."
+
+
+def _arguments(names: Sequence[str]) -> str:
+    if not names:
+        return "no arguments"
+    return f"{len(names)} argument{'s' * (len(names) > 1)} ({', '.join(names)})"
