@@ -73,7 +73,7 @@ def load(spec: str | os.PathLike[str], mask: str | None = None) -> MaskSpec:
     """
     if isinstance(spec, str) and "\n" in spec:
         return load_source(Source("<spec>", spec), mask)
-    path, picked = _path_and_mask(spec)
+    path, picked = path_and_mask(spec)
     return load_source(read_source(path), picked if mask is None else mask)
 
 
@@ -119,7 +119,8 @@ def read_source(path: str | os.PathLike[str]) -> Source:
         raise MaskError([Diagnostic("this is not UTF-8", span, "save the file as UTF-8")]) from None
 
 
-def _path_and_mask(spec: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], str | None]:
+def path_and_mask(spec: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], str | None]:
+    """`file.mask:name` as path and name; a path alone, or one that has such a name itself, without one."""
     if not isinstance(spec, str):
         return spec, None
     path, colon, name = spec.rpartition(":")
