@@ -1,0 +1,901 @@
+"""Expressions as Triton text: what is computed once, per query, per key or per pair, and how each operator is written.
+
+`settle` rewrites an expression so that little of it is left per pair; it changes no value. `Writer` turns settled
+expressions into assignments, as Python `ast` nodes that `ast.unparse` prints. Floats that decide a pair are float64,
+those of a score are float32; integers have the width INTEGER that the launch chose. Types, names and ranges are taken
+to be right.
+"""
+
+import ast
+import keyword
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntFlag
+from typing import assert_never
+
+from maskc.bounds import lower_division
+from maskc.spec import (
+    COMPARISONS,
+    FALSE,
+    TRUE,
+    AxisSize,
+    Binary,
+    BinaryOp,
+    Cast,
+    Coordinate,
+    Count,
+    DimKind,
+    Expr,
+    Index,
+    Length,
+    Literal,
+    MaskSpec,
+    Node,
+    Offset,
+    Parameter,
+    Position,
+    Read,
+    Score,
+    Select,
+    Side,
+    Total,
+    Type,
+    Unary,
+    UnaryOp,
+    children,
+    conjuncts,
+    rebuild,
+    walk,
+)
+
+LOG2_E = 1.4426950408889634
+
+
+class Depends(IntFlag):
+    """On which ends of a pair a value depends."""
+
+    NONE = 0
+    Q = 1
+    K = 2
+    PAIR = 3
+
+
+def depends(expr: Expr) -> Depends:
+    """The ends of a pair that an expression reads."""
+    found = Depends.NONE
+    for node in walk(expr):
+        match node:
+            case Position() | Coordinate():
+                found |= Depends.Q if node.side is Side.Q else Depends.K
+            case Score():
+                found |= Depends.PAIR
+            case _:
+                pass
+    return found
+
+
+def reads_score(expr: Expr) -> bool:
+    """Whether the score that the pair starts with occurs in it."""
+    return any(isinstance(node, Score) for node in walk(expr))
+
+
+# Settling: the same value with less work per pair.
+
+
+def settle(expr: Expr, spec: MaskSpec) -> Expr:
+    """An equal expression: constants folded, comparisons and residues taken apart by side, C division where proven."""
+    return lower_division(_settled(expr), spec.inputs)
+
+
+def settled(spec: MaskSpec) -> MaskSpec:
+    """The spec with the expressions that its kernels compute: what has to fit their integers."""
+    return replace(spec, clauses=tuple(settle(c, spec) for c in spec.clauses), score=settle(spec.score, spec))
+
+
+def _settled(expr: Expr) -> Expr:
+    return _sided(_folded(rebuild(expr, _settled)))
+
+
+_FOLDS: Mapping[BinaryOp, Callable[..., bool | int | float]] = {
+    BinaryOp.ADD: operator.add,
+    BinaryOp.SUB: operator.sub,
+    BinaryOp.MUL: operator.mul,
+    BinaryOp.MIN: min,
+    BinaryOp.MAX: max,
+    BinaryOp.LT: operator.lt,
+    BinaryOp.LE: operator.le,
+    BinaryOp.GT: operator.gt,
+    BinaryOp.GE: operator.ge,
+    BinaryOp.EQ: operator.eq,
+    BinaryOp.NE: operator.ne,
+}
+
+
+def _folded(expr: Expr) -> Expr:
+    """Constants computed; `and`, `or`, `not` and conditions on a constant resolved."""
+    match expr:
+        case Cast(operand=Literal() as inner):
+            return Literal(expr.type, float(inner.value) if expr.type is Type.FLOAT else int(inner.value))
+        case Unary(op=UnaryOp.NEG, operand=Literal() as inner):
+            return Literal(expr.type, -inner.value)
+        case Unary(op=UnaryOp.NOT, operand=Literal() as inner):
+            return Literal(Type.BOOL, not inner.value)
+        case Binary(op=BinaryOp.AND, left=left, right=right) if TRUE in (left, right):
+            return right if left == TRUE else left
+        case Binary(op=BinaryOp.AND, left=left, right=right) if FALSE in (left, right):
+            return FALSE
+        case Binary(op=BinaryOp.OR, left=left, right=right) if FALSE in (left, right):
+            return right if left == FALSE else left
+        case Binary(op=BinaryOp.OR, left=left, right=right) if TRUE in (left, right):
+            return TRUE
+        case Binary(left=Literal() as left, right=Literal() as right) if expr.op in _FOLDS:
+            return Literal(expr.type, _FOLDS[expr.op](left.value, right.value))
+        case Select(condition=Literal() as condition):
+            return expr.then if condition.value else expr.otherwise
+        case _:
+            return expr
+
+
+def _sided(expr: Expr) -> Expr:
+    """Comparisons of sums and residues of differences with the query's terms on one side and the key's on the other."""
+    match expr:
+        case Binary(op=op, left=Binary(op=BinaryOp.MOD) as residue, right=Literal(value=0)) if (
+            op in (BinaryOp.EQ, BinaryOp.NE) and residue.type is Type.INT and depends(residue.right) is Depends.NONE
+        ):
+            apart = _apart(_terms(residue.left))
+            if apart is None:
+                return expr
+            q_residue, k_residue = (replace(residue, left=side) for side in apart)
+            return replace(expr, left=q_residue, right=k_residue)
+        case Binary(op=BinaryOp.LT | BinaryOp.LE, left=Unary(op=UnaryOp.ABS) as distance) if (
+            expr.left.type is Type.INT
+            and depends(expr.right) is Depends.NONE
+            and _apart(_terms(distance.operand)) is not None
+        ):
+            above = replace(expr, left=distance.operand)
+            below = replace(expr, left=_negative(distance.operand))
+            return Binary(Type.BOOL, BinaryOp.AND, _sided(above), _sided(below))
+        case Binary(op=op, left=left, right=right) if op in COMPARISONS and left.type is Type.INT:
+            terms = _terms(left) + [(-sign, term) for sign, term in _terms(right)]
+            if any(sign < 0 and depends(term) is Depends.Q for sign, term in terms):
+                op, terms = _MIRRORED.get(op, op), [(-sign, term) for sign, term in terms]
+            apart = _apart(terms)
+            return expr if apart is None else replace(expr, op=op, left=apart[0], right=apart[1])
+        case Cast(type=Type.FLOAT, operand=Unary(op=UnaryOp.ABS | UnaryOp.NEG) as inner):
+            return replace(inner, type=Type.FLOAT, operand=_sided(replace(expr, operand=inner.operand)))
+        case Cast(type=Type.FLOAT, operand=Binary(op=BinaryOp.MIN | BinaryOp.MAX) as inner):
+            left, right = (_folded(_sided(replace(expr, operand=x))) for x in (inner.left, inner.right))
+            return replace(inner, type=Type.FLOAT, left=left, right=right)
+        case _:
+            return expr
+
+
+_Terms = list[tuple[int, Expr]]
+_MIRRORED = {
+    BinaryOp.LT: BinaryOp.GT,
+    BinaryOp.LE: BinaryOp.GE,
+    BinaryOp.GT: BinaryOp.LT,
+    BinaryOp.GE: BinaryOp.LE,
+}
+
+
+def _terms(expr: Expr) -> _Terms:
+    """The signed terms of an integer sum."""
+    match expr:
+        case Binary(op=BinaryOp.ADD, left=left, right=right):
+            return _terms(left) + _terms(right)
+        case Binary(op=BinaryOp.SUB, left=left, right=right):
+            return _terms(left) + [(-sign, term) for sign, term in _terms(right)]
+        case Unary(op=UnaryOp.NEG, operand=operand):
+            return [(-sign, term) for sign, term in _terms(operand)]
+        case Literal(value=0):
+            return []
+        case _:
+            return [(1, expr)]
+
+
+def _apart(terms: _Terms) -> tuple[Expr, Expr] | None:
+    """(a, b) with a - b the sum of the terms, a free of the key, b of the query; None where that cannot be."""
+    q_terms = [t for t in terms if depends(t[1]) is not Depends.K]
+    k_terms = [(-sign, term) for sign, term in terms if depends(term) is Depends.K]
+    ends = [depends(term) for _, term in terms]
+    if Depends.PAIR in ends or Depends.Q not in ends or Depends.K not in ends:
+        return None
+    return _sum(q_terms), _sum(k_terms)
+
+
+def _sum(terms: _Terms) -> Expr:
+    """The sum written with a positive term first where there is one."""
+    ordered = sorted(terms, key=lambda t: t[0] < 0)
+    sign, total = ordered[0]
+    if sign < 0:
+        total = _negative(total)
+    for sign, term in ordered[1:]:
+        total = Binary(Type.INT, BinaryOp.ADD if sign > 0 else BinaryOp.SUB, total, term)
+    return total
+
+
+def _negative(expr: Expr) -> Expr:
+    return _folded(Unary(Type.INT, UnaryOp.NEG, expr))
+
+
+def scaled(expr: Expr, factor: float) -> Expr:
+    """factor * expr for a float expression, the factor put where it is multiplied fewest times."""
+    match expr:
+        case Literal():
+            return Literal(Type.FLOAT, expr.value * factor)
+        case Unary(op=UnaryOp.NEG):
+            return replace(expr, operand=scaled(expr.operand, factor))
+        case Binary(op=BinaryOp.MUL, left=left, right=right):
+            if _cost(left) <= _cost(right):
+                return replace(expr, left=scaled(left, factor))
+            return replace(expr, right=scaled(right, factor))
+        case Binary(op=BinaryOp.DIV) if not reads_score(expr.left):
+            return replace(expr, left=scaled(expr.left, factor))
+        case _:
+            return Binary(Type.FLOAT, BinaryOp.MUL, expr, Literal(Type.FLOAT, factor))
+
+
+def _cost(expr: Expr) -> int:
+    """Order of places to multiply: constants, scalars, vectors, pairs."""
+    if isinstance(expr, Literal):
+        return -1
+    return int(depends(expr)) if not reads_score(expr) else 4
+
+
+# Writing: settled expressions as assignments.
+
+
+def name(text: str) -> ast.expr:
+    """A name."""
+    return ast.Name(text)
+
+
+def parsed(text: str) -> ast.expr:
+    """A Python expression given as text."""
+    return ast.parse(text, mode="eval").body
+
+
+def call(function: str, *arguments: ast.expr, **keywords: ast.expr) -> ast.expr:
+    """function(arguments, keyword=...)."""
+    return ast.Call(parsed(function), list(arguments), [ast.keyword(k, v) for k, v in keywords.items()])
+
+
+def method(value: ast.expr, attribute: str, *arguments: ast.expr) -> ast.expr:
+    """value.attribute(arguments)."""
+    return ast.Call(ast.Attribute(value, attribute), list(arguments), [])
+
+
+def infix(left: ast.expr, op: ast.operator, right: ast.expr) -> ast.expr:
+    """Left op right."""
+    return ast.BinOp(left, op, right)
+
+
+def compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> ast.expr:
+    """Left op right."""
+    return ast.Compare(left, [op], [right])
+
+
+def both(parts: Iterable[ast.expr]) -> ast.expr | None:
+    """All of them, or None for none."""
+    result: ast.expr | None = None
+    for part in parts:
+        result = part if result is None else infix(result, ast.BitAnd(), part)
+    return result
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One line of a kernel; the comment says it in the mask language."""
+
+    target: str
+    value: ast.expr
+    comment: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.target} = {unparsed(self.value)}"
+        return f"{text}  # {self.comment}" if self.comment and len(text) + len(self.comment) < 100 else text
+
+
+@dataclass
+class Names:
+    """Hands out identifiers that do not occur yet."""
+
+    taken: set[str]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def exact(self, wanted: str) -> str:
+        """`wanted`, with underscores behind it while it is taken."""
+        while wanted in self.taken or keyword.iskeyword(wanted):
+            wanted += "_"
+        self.taken.add(wanted)
+        return wanted
+
+    def fresh(self, stem: str) -> str:
+        """`stem`, or with a number behind it."""
+        while True:
+            self.counts[stem] += 1
+            wanted = stem if self.counts[stem] == 1 else f"{stem}_{self.counts[stem]}"
+            if wanted not in self.taken and not keyword.iskeyword(wanted):
+                self.taken.add(wanted)
+                return wanted
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The kernel arguments that stand for a spec's inputs, parameters and axis sizes; the helpers that its text calls."""
+
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, str]
+    axes: Mapping[str, str]
+    helpers: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Body:
+    """The assignments of one loop: vectors of the side that it walks, and pairs. memo: what has a name already."""
+
+    inner: list[Assignment] = field(default_factory=list)
+    pair: list[Assignment] = field(default_factory=list)
+    memo: dict[tuple[int, bool], ast.expr] = field(default_factory=dict)
+
+
+_Key = tuple[object, ...]
+
+_ARITHMETIC: Mapping[BinaryOp, ast.operator] = {
+    BinaryOp.ADD: ast.Add(),
+    BinaryOp.SUB: ast.Sub(),
+    BinaryOp.MUL: ast.Mult(),
+    BinaryOp.DIV: ast.Div(),
+    BinaryOp.BITAND: ast.BitAnd(),
+    BinaryOp.BITOR: ast.BitOr(),
+    BinaryOp.BITXOR: ast.BitXor(),
+    BinaryOp.AND: ast.BitAnd(),
+    BinaryOp.OR: ast.BitOr(),
+}
+_C_DIVISION: Mapping[BinaryOp, tuple[ast.operator, str]] = {
+    BinaryOp.TRUNCDIV: (ast.FloorDiv(), "_divide"),
+    BinaryOp.TRUNCMOD: (ast.Mod(), "_modulo"),
+}
+_COMPARED: Mapping[BinaryOp, ast.cmpop] = {
+    BinaryOp.LT: ast.Lt(),
+    BinaryOp.LE: ast.LtE(),
+    BinaryOp.GT: ast.Gt(),
+    BinaryOp.GE: ast.GtE(),
+    BinaryOp.EQ: ast.Eq(),
+    BinaryOp.NE: ast.NotEq(),
+}
+_HELPERS: Mapping[BinaryOp, str] = {
+    BinaryOp.FLOORDIV: "_floor_divide",
+    BinaryOp.MOD: "_floor_modulo",
+    BinaryOp.SHL: "_shift_left",
+    BinaryOp.SHR: "_shift_right",
+}
+
+
+class Writer:
+    """Writes expressions for one kernel whose programs own tiles of one side and loop over tiles of the other.
+
+    prelude: scalars of the whole launch. outer: scalars of one attention matrix and vectors of the owned side. What a
+    loop needs besides goes into a `Body`. Vectors of the owned side are rows ([:, None]) of a tile of pairs, the others
+    columns.
+    """
+
+    def __init__(self, spec: MaskSpec, owner: Side, symbols: Symbols, names: Names) -> None:
+        self.spec = spec
+        self.owner = Depends.Q if owner is Side.Q else Depends.K
+        self.symbols = symbols
+        self.names = names
+        self.prelude: list[Assignment] = []
+        self.outer: list[Assignment] = []
+        self.double = False  # whether float64 arithmetic decides something
+        self._interned: dict[_Key, Expr] = {}
+        self._depends: dict[int, Depends] = {}
+        self._reads_score: dict[int, bool] = {}
+        self._uses: Counter[int] = Counter()
+        self._memo: dict[tuple[int, bool], ast.expr] = {}
+        self._body = Body()
+
+    # What the kernels ask for.
+
+    def body(self) -> Body:
+        """A loop of its own: what is written until the next call belongs to it."""
+        self._body = Body()
+        self._uses = Counter()
+        return self._body
+
+    def predicate(self, expr: Expr, inside: Mapping[Depends, ast.expr]) -> ast.expr:
+        """A settled predicate for a tile of pairs, and-ed with the vectors that say which rows or columns exist."""
+        root = self._intern(expr)
+        self._count(root)
+        groups: dict[Depends, list[ast.expr]] = {Depends.NONE: []}
+        groups |= {end: [inside[end]] if end in inside else [] for end in (self.owner, Depends.PAIR ^ self.owner)}
+        groups[Depends.PAIR] = []
+        for clause in conjuncts(root):
+            if clause != TRUE:
+                groups[self._depends_on(clause)].append(self._write(clause, False))
+        parts = []
+        for end, group in groups.items():
+            joined = both(group)
+            if joined is not None:
+                known = (
+                    joined
+                    if isinstance(joined, ast.Name) or end is Depends.PAIR
+                    else self._bind(joined, end, "kept", "")
+                )
+                parts.append(self._spread(known, end, Depends.PAIR))
+        result = both(parts)
+        assert result is not None, "a loop over tiles always has a vector of what exists"
+        return result
+
+    def number(self, expr: Expr) -> ast.expr:
+        """A settled float32 expression, ready to be combined with a tile of pairs."""
+        root = self._intern(expr)
+        self._count(root)
+        return self._at(root, Depends.PAIR, False)
+
+    # Sharing.
+
+    def _intern(self, expr: Expr) -> Expr:
+        """The one object that stands for all equal expressions."""
+        return self._intern_with(expr, {})
+
+    def _intern_with(self, expr: Expr, seen: dict[int, Expr]) -> Expr:
+        if id(expr) in seen:
+            return seen[id(expr)]
+        node = rebuild(expr, lambda child: self._intern_with(child, seen))
+        result = self._interned.setdefault(_key(node), node)
+        seen[id(expr)] = result
+        return result
+
+    def _count(self, root: Expr) -> None:
+        """Count how often each shared node is read."""
+        self._uses[id(root)] += 1
+        if self._uses[id(root)] == 1:
+            for child in children(root):
+                self._count(child)
+
+    def _depends_on(self, expr: Expr) -> Depends:
+        if id(expr) not in self._depends:
+            found = depends(expr) if not children(expr) else Depends.NONE
+            for child in children(expr):
+                found |= self._depends_on(child)
+            self._depends[id(expr)] = found
+        return self._depends[id(expr)]
+
+    def _score_in(self, expr: Expr) -> bool:
+        if id(expr) not in self._reads_score:
+            own = isinstance(expr, Score)
+            self._reads_score[id(expr)] = own or any(self._score_in(child) for child in children(expr))
+        return self._reads_score[id(expr)]
+
+    # Places.
+
+    def _spread(self, value: ast.expr, end: Depends, wanted: Depends) -> ast.expr:
+        """A vector as rows or columns of a tile of pairs."""
+        if end is wanted or end is Depends.NONE:
+            return value
+        index = "[:, None]" if end is self.owner else "[None, :]"
+        return parsed(
+            f"{ast.unparse(value)}{index}" if isinstance(value, ast.Name) else f"({ast.unparse(value)}){index}"
+        )
+
+    def _bind(self, value: ast.expr, end: Depends, stem: str, comment: str) -> ast.expr:
+        """A name for a value, assigned where values that depend on this end belong."""
+        target = self.names.fresh(stem)
+        if end is Depends.PAIR:
+            place = self._body.pair
+        elif end in (Depends.NONE, self.owner):
+            place = self.outer
+        else:
+            place = self._body.inner
+        place.append(Assignment(target, value, comment))
+        return name(target)
+
+    def _memo_of(self, end: Depends) -> dict[tuple[int, bool], ast.expr]:
+        return self._memo if end in (Depends.NONE, self.owner) else self._body.memo
+
+    def _at(self, expr: Expr, wanted: Depends, double: bool) -> ast.expr:
+        """The value of an expression, ready to be combined with values that depend on `wanted`."""
+        end = self._depends_on(expr)
+        value = self._write(expr, double, hoist=end is not wanted)
+        return self._spread(value, end, wanted)
+
+    def _write(self, expr: Expr, double: bool, hoist: bool = False) -> ast.expr:
+        """The value of an expression in its own shape; named where it is read twice or computed outside its reader."""
+        key = (id(expr), double and expr.type is Type.FLOAT)
+        end = self._depends_on(expr)
+        memo = self._memo_of(end)
+        if key in memo:
+            return memo[key]
+        value = self._node(expr, double)
+        if (
+            not isinstance(value, ast.Name | ast.Constant)
+            and (hoist or self._uses[id(expr)] > 1 or isinstance(expr, Read))
+            and not _is_constant(value)
+        ):
+            value = self._bind(value, end, self._stem(expr, end), str(expr))
+        memo[key] = value
+        return value
+
+    def _stem(self, expr: Expr, end: Depends) -> str:
+        where = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}[end]
+        match expr:
+            case Read():
+                return f"{expr.input}{where}"
+            case Coordinate():
+                return f"{expr.axis}{where}"
+            case Binary(op=op) if op in COMPARISONS:
+                return f"holds{where}"
+            case Binary(op=BinaryOp.MOD | BinaryOp.TRUNCMOD):
+                return f"residue{where}"
+            case _:
+                return f"term{where}"
+
+    # One node.
+
+    def _node(self, expr: Expr, double: bool) -> ast.expr:
+        end = self._depends_on(expr)
+        match expr:
+            case Literal():
+                return self._literal(expr, double)
+            case Position():
+                return self._position(expr.side)
+            case Coordinate():
+                return self._coordinate(expr)
+            case Offset():
+                return self._offset(expr.side)
+            case Length():
+                return parsed(f"{expr.side.value}_len.to(INTEGER)")
+            case AxisSize():
+                return self._argument(self.symbols.axes[expr.axis])
+            case Index():
+                return parsed(f"{expr.count.value}.to(INTEGER)")
+            case Total():
+                return parsed(_TOTALS[expr.count])
+            case Parameter():
+                return self._parameter(expr, double)
+            case Read():
+                return self._read(expr, double)
+            case Score():
+                return name("score")
+            case Unary():
+                return self._unary(expr, double)
+            case Binary():
+                return self._binary(expr, double)
+            case Select():
+                branches = (self._at(branch, end, double) for branch in (expr.then, expr.otherwise))
+                return call("tl.where", self._at(expr.condition, end, False), *branches)
+            case Cast():
+                return self._cast(expr, double)
+            case _:
+                assert_never(expr)
+
+    def _literal(self, expr: Literal, double: bool) -> ast.expr:
+        if expr.type is not Type.FLOAT:
+            return ast.Constant(expr.value)
+        value = parsed(repr(expr.value)) if abs(expr.value) < float("inf") else parsed(f'float("{expr.value}")')
+        if double:
+            self.double = True
+            return call("tl.full", parsed("()"), value, parsed("tl.float64"))
+        return value
+
+    def _argument(self, argument: str) -> ast.expr:
+        """A whole number that is an argument of the kernel, in the width of the index arithmetic."""
+        if all(a.target != argument for a in self.prelude):
+            self.prelude.append(Assignment(argument, parsed(f"{argument}.to(INTEGER)")))
+        return name(argument)
+
+    def _offset(self, side: Side) -> ast.expr:
+        """Where the call's positions begin; an entry of a tensor where batch rows begin at different ones."""
+        offset = f"{side.value}_offset"
+        if all(a.target != offset for a in self.prelude):
+            chosen = f"({offset} if {offset}s is None else tl.load({offset}s + batch)).to(INTEGER)"
+            self.prelude.append(Assignment(offset, parsed(chosen)))
+        return name(offset)
+
+    def _position(self, side: Side) -> ast.expr:
+        """The positions of the queries or keys at hand."""
+        end = Depends.Q if side is Side.Q else Depends.K
+        memo, key = self._memo_of(end), (-3 - int(end), False)
+        if key not in memo:
+            position = infix(parsed(f"{side.value}_rows.to(INTEGER)"), ast.Add(), self._offset(side))
+            memo[key] = self._bind(position, end, f"{side.value}_position", "")
+        return memo[key]
+
+    def _first(self) -> ast.expr:
+        """The first position of the owned tile."""
+        side = "q" if self.owner is Depends.Q else "k"
+        key = (-9, False)
+        if key not in self._memo:
+            begin = parsed(f"({side}_tile_index * BLOCK_{side.upper()}).to(INTEGER)")
+            value = infix(begin, ast.Add(), self._offset(Side(side)))
+            self._memo[key] = self._bind(value, Depends.NONE, f"{side}_first", "")
+        return self._memo[key]
+
+    def _parameter(self, expr: Parameter, double: bool) -> ast.expr:
+        argument = self.symbols.parameters[expr.name]
+        match expr.type:
+            case Type.BOOL:
+                return parsed(f"{argument} != 0")
+            case Type.INT:
+                return self._argument(argument)
+            case Type.FLOAT:
+                self.double |= double
+                return parsed(f"tl.full((), {argument}, tl.float{64 if double else 32})")
+            case _:
+                assert_never(expr.type)
+
+    def _coordinate(self, expr: Coordinate) -> ast.expr:
+        """The digit of a row-major position; positions are never negative, so C division will do."""
+        axes = self.spec.axes
+        at = axes.index(expr.axis)
+        value = self._position(expr.side)
+        sizes = [self._argument(self.symbols.axes[axis]) for axis in axes[at + 1 :]]
+        for size in reversed(sizes):
+            value = infix(value, ast.FloorDiv(), size)
+        if at == 0:
+            return value
+        return infix(value, ast.Mod(), self._argument(self.symbols.axes[expr.axis]))
+
+    def _cast(self, expr: Cast, double: bool) -> ast.expr:
+        if expr.type is Type.INT:
+            return method(self._write(expr.operand, False), "to", name("INTEGER"))
+        if double:
+            self.double = True
+            return method(self._write(expr.operand, False), "to", parsed("tl.float64"))
+        near = self._difference(expr.operand)
+        return near if near is not None else method(self._write(expr.operand, False), "to", parsed("tl.float32"))
+
+    def _difference(self, expr: Expr) -> ast.expr | None:
+        """float(a - b) of an owned position and the other one as the difference of two vectors of floats.
+
+        Both are taken relative to the first position of the owned tile, so that small distances are exact and large ones
+        keep the relative error of a float at any length; a conversion per pair would cost as much as the dot product.
+        """
+        terms = _terms(expr)
+        positions = [(sign, term) for sign, term in terms if isinstance(term, Position)]
+        others = [t for t in terms if not isinstance(t[1], Position)]
+        if sorted(sign for sign, _ in positions) != [-1, 1] or {t.side for _, t in positions} != set(Side):  # type: ignore[union-attr]
+            return None
+        if any(depends(term) is not Depends.NONE for _, term in others):
+            return None
+        owned, other = sorted(positions, key=lambda t: depends(t[1]) is not self.owner)
+        first = self._first()
+        lanes = self._vector_from(owned[1], first)
+        inner = self._vector_from(other[1], first)
+        left, right = (lanes, inner) if owned[0] > 0 else (inner, lanes)
+        value = infix(left, ast.Sub(), right)
+        for sign, term in others:
+            shift = method(self._write(self._intern(term), False, hoist=True), "to", parsed("tl.float32"))
+            value = infix(value, ast.Add() if sign > 0 else ast.Sub(), shift)
+        return value
+
+    def _vector_from(self, position: Expr, first: ast.expr) -> ast.expr:
+        """A position's distance from the first owned one as a vector of floats, spread over the tile of pairs."""
+        position = self._intern(position)
+        end = self._depends_on(position)
+        memo, key = self._memo_of(end), (-1 - int(end), False)
+        if key not in memo:
+            relative = infix(self._write(position, False), ast.Sub(), first)
+            value = method(relative, "to", parsed("tl.float32"))
+            stem = "lane" if end is self.owner else "distance"
+            memo[key] = self._bind(value, end, stem, f"{position} from the first owned position")
+        return self._spread(memo[key], end, Depends.PAIR)
+
+    # Operators.
+
+    def _float(self, expr: Expr, end: Depends, double: bool) -> ast.expr:
+        """An operand of a function, which must not be a bare number."""
+        value = self._at(expr, end, double)
+        if isinstance(expr, Literal) and not double:
+            return call("tl.full", parsed("()"), value, parsed("tl.float32"))
+        return value
+
+    def _unary(self, expr: Unary, double: bool) -> ast.expr:
+        end = self._depends_on(expr)
+        op = expr.op
+        match op:
+            case UnaryOp.NEG:
+                return ast.UnaryOp(ast.USub(), self._at(expr.operand, end, double))
+            case UnaryOp.INVERT | UnaryOp.NOT:
+                return ast.UnaryOp(ast.Invert(), self._at(expr.operand, end, False))
+            case UnaryOp.ABS:
+                return call("tl.abs", self._at(expr.operand, end, double))
+            case UnaryOp.FLOOR | UnaryOp.CEIL | UnaryOp.ROUND:
+                exact = not self._score_in(expr.operand)
+                inner = self._float(expr.operand, end, exact)
+                rounded = (
+                    self._helper("_round_half_even", inner) if op is UnaryOp.ROUND else call(f"tl.{op.value}", inner)
+                )
+                return self._helper("_to_integer", rounded, name("INTEGER"))
+            case UnaryOp.EXP | UnaryOp.LOG | UnaryOp.ERF:
+                return call(f"tl.{op.value}", self._float(expr.operand, end, double))
+            case UnaryOp.SQRT:
+                return call("tl.sqrt" if double else "tl.sqrt_rn", self._float(expr.operand, end, double))
+            case UnaryOp.RELU:
+                return self._extreme("tl.maximum", self._float(expr.operand, end, double), ast.Constant(0.0))
+            case UnaryOp.TANH:
+                return self._helper("_tanh_double" if double else "_tanh", self._float(expr.operand, end, double))
+            case UnaryOp.SIGMOID | UnaryOp.SOFTPLUS:
+                return self._helper(f"_{op.value}", self._float(expr.operand, end, double))
+            case _:
+                assert_never(op)
+
+    def _helper(self, function: str, *arguments: ast.expr) -> ast.expr:
+        self.symbols.helpers.add(function)
+        return call(function, *arguments)
+
+    def _extreme(self, function: str, left: ast.expr, right: ast.expr) -> ast.expr:
+        return call(function, left, right, propagate_nan=parsed("tl.PropagateNan.ALL"))
+
+    def _binary(self, expr: Binary, double: bool) -> ast.expr:
+        end = self._depends_on(expr)
+        op = expr.op
+        floats = expr.left.type is Type.FLOAT
+        if op in COMPARISONS:
+            exact = floats and not (self._score_in(expr.left) or self._score_in(expr.right))
+            left, right = self._at(expr.left, end, exact), self._at(expr.right, end, exact)
+            return compared(left, _COMPARED[op], right)
+        if op is BinaryOp.POW:
+            return self._power(expr, double)
+        left, right = self._at(expr.left, end, double), self._at(expr.right, end, double)
+        self.double |= double and floats
+        if op in (BinaryOp.MIN, BinaryOp.MAX):
+            function = "tl.minimum" if op is BinaryOp.MIN else "tl.maximum"
+            return self._extreme(function, left, right) if floats else call(function, left, right)
+        if op in _C_DIVISION:
+            plain, guarded = _C_DIVISION[op]
+            nonzero = isinstance(expr.right, Literal) and expr.right.value != 0
+            return infix(left, plain, right) if nonzero else self._helper(guarded, left, right)
+        if op in _HELPERS:
+            return self._helper(_HELPERS[op] + ("_float" if floats else ""), left, right)
+        return infix(left, _ARITHMETIC[op], right)
+
+    def _power(self, expr: Binary, double: bool) -> ast.expr:
+        """Repeated multiplication for small whole exponents, else through base-2 logarithm and exponential."""
+        end = self._depends_on(expr)
+        self.double |= double and expr.type is Type.FLOAT
+        exponent = expr.right.value if isinstance(expr.right, Literal) else None
+        if exponent is not None and exponent == int(exponent) and 0 <= exponent <= 64:
+            return self._repeated(expr, int(exponent), double)
+        base = self._float(expr.left, end, double)
+        return self._helper("_power", base, self._float(expr.right, end, double))
+
+    def _repeated(self, expr: Binary, exponent: int, double: bool) -> ast.expr:
+        end = self._depends_on(expr)
+        if exponent == 0:
+            return self._literal(Literal(expr.type, 1.0 if expr.type is Type.FLOAT else 1), double)
+        square = self._at(expr.left, end, double)
+        if exponent > 1 and not isinstance(square, ast.Name | ast.Constant | ast.Subscript):
+            square = self._bind(square, end, self._stem(expr.left, end), str(expr.left))
+        result: ast.expr | None = None
+        while True:
+            if exponent & 1:
+                result = square if result is None else infix(result, ast.Mult(), square)
+            exponent >>= 1
+            if not exponent:
+                assert result is not None
+                return result
+            square = self._bind(infix(square, ast.Mult(), square), end, "square", "")
+
+    # Inputs.
+
+    def _read(self, expr: Read, double: bool) -> ast.expr:
+        """One bounds-checked load: its address and its check are built from what each side contributes."""
+        end = self._depends_on(expr)
+        pointer = self.symbols.inputs[expr.input]
+        spec = self.spec.input(expr.input)
+        offsets: dict[Depends, list[ast.expr]] = {}
+        checks: dict[Depends, list[ast.expr]] = {}
+        for dim, (index, kind) in enumerate(zip(expr.indices, (d.kind for d in spec.dims), strict=True)):
+            part = self._depends_on(index)
+            value = self._write(index, False)
+            if not isinstance(value, ast.Name | ast.Constant) and not _is_counter(index, kind):
+                value = self._bind(value, part, f"index{_SUFFIX[part]}", str(index))
+            width = "tl.int64" if part is Depends.NONE else "INTEGER"
+            wide = call("tl.full", parsed("()"), value, parsed(width)) if isinstance(value, ast.Constant) else value
+            if part is Depends.NONE and not isinstance(value, ast.Constant):
+                wide = method(value, "to", parsed("tl.int64"))
+            stride = parsed(
+                f"{pointer}_stride_{dim}" if part is Depends.NONE else f"{pointer}_stride_{dim}.to(INTEGER)"
+            )
+            offsets.setdefault(part, []).append(infix(wide, ast.Mult(), stride))
+            if not _is_counter(index, kind):
+                size = name(f"{pointer}_size_{dim}")
+                checks.setdefault(part, []).append(compared(value, ast.GtE(), ast.Constant(0)))
+                checks[part].append(compared(value, ast.Lt(), size))
+        address = self._address(name(pointer), offsets, expr, end)
+        return self._loaded(expr, address, self._check(checks, end), double)
+
+    def _address(self, pointer: ast.expr, offsets: dict[Depends, list[ast.expr]], expr: Read, end: Depends) -> ast.expr:
+        for part in sorted(offsets):
+            total = offsets[part][0]
+            for more in offsets[part][1:]:
+                total = infix(total, ast.Add(), more)
+            if part is Depends.NONE and end is not Depends.NONE:
+                pointer = self._bind(infix(pointer, ast.Add(), total), part, f"{expr.input}_row", "")
+                continue
+            if part is not end:
+                total = self._spread(self._bind(total, part, f"offset{_SUFFIX[part]}", ""), part, end)
+            pointer = infix(pointer, ast.Add(), total)
+        return pointer
+
+    def _check(self, checks: dict[Depends, list[ast.expr]], end: Depends) -> ast.expr | None:
+        parts = []
+        for part in sorted(checks):
+            joined = both(checks[part])
+            assert joined is not None
+            known = joined if part is end else self._bind(joined, part, f"exists{_SUFFIX[part]}", "")
+            parts.append(self._spread(known, part, end))
+        return both(parts)
+
+    def _loaded(self, expr: Read, address: ast.expr, check: ast.expr | None, double: bool) -> ast.expr:
+        guard = {} if check is None else {"mask": check, "other": ast.Constant(0)}
+        value = call("tl.load", address, **guard)
+        match expr.type:
+            case Type.BOOL:
+                return compared(value, ast.NotEq(), ast.Constant(0))
+            case Type.INT:
+                return self._helper("_at_least", value, name("INTEGER"))
+            case Type.FLOAT:
+                self.double |= double
+                return method(value, "to", parsed("tl.float64" if double else "tl.float32"))
+            case _:
+                assert_never(expr.type)
+
+
+_SUFFIX: Mapping[Depends, str] = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}
+_TOTALS: Mapping[Count, str] = {
+    Count.BATCH: "batches.to(INTEGER)",
+    Count.HEAD: "heads.to(INTEGER)",
+    Count.KV_HEAD: "(heads // group).to(INTEGER)",
+}
+_COUNTER_OF: Mapping[DimKind, Count] = {
+    DimKind.BATCH: Count.BATCH,
+    DimKind.HEAD: Count.HEAD,
+    DimKind.KV_HEAD: Count.KV_HEAD,
+}
+
+
+def _is_counter(index: Expr, kind: DimKind) -> bool:
+    """Whether an index is the batch, head or KV head on a dim of that kind, which is always in range."""
+    return isinstance(index, Index) and _COUNTER_OF.get(kind) is index.count
+
+
+def _is_constant(value: ast.expr) -> bool:
+    return isinstance(value, ast.UnaryOp) and isinstance(value.operand, ast.Constant)
+
+
+def _key(node: Expr) -> _Key:
+    """What makes two nodes equal, given that equal operands are one object."""
+    operands = tuple(id(child) for child in children(node))
+    match node:
+        case Literal():
+            return (Literal, node.type, repr(node.value))
+        case Unary() | Binary():
+            return (type(node), node.type, node.op, operands)
+        case Read():
+            return (Read, node.type, node.input, operands)
+        case Select() | Cast():
+            return (type(node), node.type, operands)
+        case _:
+            return (type(node), node)
+
+
+def unparsed(value: ast.expr) -> str:
+    """The text of a value."""
+    return ast.unparse(ast.fix_missing_locations(ast.Expression(value)))
+
+
+def shown(value: ast.expr) -> str:
+    """The text of a value, in brackets where it is an operation."""
+    text = unparsed(value)
+    return f"({text})" if isinstance(value, ast.BinOp | ast.Compare | ast.IfExp) else text
+
+
+def used(exprs: Sequence[Expr], kind: type[Node]) -> bool:
+    """Whether a node of a class occurs."""
+    return any(isinstance(node, kind) for expr in exprs for node in walk(expr))

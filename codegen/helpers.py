@@ -1,0 +1,146 @@
+"""Functions that a kernel file brings along where its expressions call them, as text."""
+
+from collections.abc import Iterable
+
+HELPERS = {
+    "_at_least": '''
+@triton.jit
+def _at_least(x, INTEGER: tl.constexpr):
+    """Integers from memory, at least as wide as INTEGER."""
+    if x.dtype.primitive_bitwidth < INTEGER.primitive_bitwidth:
+        return x.to(INTEGER)
+    else:
+        return x
+''',
+    "_to_integer": '''
+@triton.jit
+def _to_integer(x, INTEGER: tl.constexpr):
+    """Whole floats as integers; NaN, infinities and what needs more than 64 bits become 0."""
+    fits = (x >= -9223372036854775808.0) & (x < 9223372036854775808.0)
+    return tl.where(fits, x, 0.0).to(tl.int64).to(INTEGER)
+''',
+    "_round_half_even": '''
+@triton.jit
+def _round_half_even(x):
+    """The nearest whole number; halves go to the even one."""
+    below = tl.floor(x)
+    above_half = x - below > 0.5
+    tie_to_above = (x - below == 0.5) & (tl.floor(below * 0.5) * 2.0 != below)
+    return tl.where(above_half | tie_to_above, below + 1.0, below)
+''',
+    "_divide": '''
+@triton.jit
+def _divide(a, b):
+    """Quotient of integers that are not negative, 0 for a divisor of 0."""
+    return tl.where(b == 0, 0, a // tl.where(b == 0, 1, b))
+''',
+    "_modulo": '''
+@triton.jit
+def _modulo(a, b):
+    """Remainder of integers that are not negative, 0 for a divisor of 0."""
+    return tl.where(b == 0, 0, a % tl.where(b == 0, 1, b))
+''',
+    "_floor_divide": '''
+@triton.jit
+def _floor_divide(a, b):
+    """Quotient rounded down, 0 for a divisor of 0; Triton's own // rounds towards 0."""
+    divisor = tl.where(b == 0, 1, b)
+    quotient = a // divisor
+    remainder = a - quotient * divisor
+    below = (remainder != 0) & ((remainder < 0) != (divisor < 0))
+    return tl.where(b == 0, 0, quotient - below.to(quotient.dtype))
+''',
+    "_floor_modulo": '''
+@triton.jit
+def _floor_modulo(a, b):
+    """Remainder with the sign of the divisor, 0 for a divisor of 0; Triton's own % has the sign of the dividend."""
+    divisor = tl.where(b == 0, 1, b)
+    remainder = a % divisor
+    moved = (remainder != 0) & ((remainder < 0) != (divisor < 0))
+    return tl.where(b == 0, 0, tl.where(moved, remainder + divisor, remainder))
+''',
+    "_floor_divide_float": '''
+@triton.jit
+def _floor_divide_float(a, b):
+    """Quotient of floats rounded down, 0 for a divisor of 0."""
+    divisor = tl.where(b == 0.0, 1.0, b)
+    quotient = tl.floor(a / divisor)
+    # The division may have rounded across a whole number; the exact remainder shows it.
+    remainder = tl.fma(-quotient, divisor, a)
+    low = (remainder != 0.0) & ((remainder < 0.0) != (divisor < 0.0))
+    high = tl.abs(remainder) >= tl.abs(divisor)
+    return tl.where(b == 0.0, 0.0, tl.where(low, quotient - 1.0, tl.where(high, quotient + 1.0, quotient)))
+''',
+    "_floor_modulo_float": '''
+@triton.jit
+def _floor_modulo_float(a, b):
+    """Remainder of floats with the sign of the divisor, 0 for a divisor of 0."""
+    return tl.where(b == 0.0, 0.0, tl.fma(-_floor_divide_float(a, b), b, a))
+''',
+    "_shift_left": '''
+@triton.jit
+def _shift_left(a, b):
+    """a << b; 0 for negative counts and for those that shift everything out."""
+    width: tl.constexpr = a.dtype.primitive_bitwidth
+    count = tl.minimum(tl.maximum(b, 0), width - 1).to(a.dtype)
+    return tl.where((b >= 0) & (b < width), a << count, 0)
+''',
+    "_shift_right": '''
+@triton.jit
+def _shift_right(a, b):
+    """a >> b with the sign kept; 0 for negative counts."""
+    width: tl.constexpr = a.dtype.primitive_bitwidth
+    count = tl.minimum(tl.maximum(b, 0), width - 1).to(a.dtype)
+    return tl.where(b >= 0, a >> count, 0)
+''',
+    "_power": '''
+@triton.jit
+def _power(a, b):
+    """a ** b; NaN for negative a and a fraction b."""
+    magnitude = tl.exp2(b * tl.log2(tl.abs(a)))
+    whole = tl.floor(b) == b
+    odd = tl.floor(b * 0.5) * 2.0 != b
+    signed = tl.where(a < 0.0, tl.where(whole, tl.where(odd, -magnitude, magnitude), float("nan")), magnitude)
+    return tl.where((b == 0.0) | (a == 1.0), 1.0, signed)
+''',
+    "_tanh": '''
+@triton.jit
+def _tanh(x):
+    """Hyperbolic tangent: an odd polynomial near 0, where the quotient of exponentials would lose digits."""
+    square = x * x
+    near = x + x * square * (-0.333332819422 + square * (0.133314422036 + square * (
+        -0.0537397155531 + square * (0.0206390887954 + square * -0.00570498872745))))
+    tail = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -tail, tail))
+''',
+    "_tanh_double": '''
+@triton.jit
+def _tanh_double(x):
+    """Hyperbolic tangent of float64; a series near 0, where the quotient of exponentials would lose digits."""
+    square = x * x
+    near = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * (62.0 / 2835.0)))))
+    tail = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
+    return tl.where(tl.abs(x) < 0.015625, near, tl.where(x < 0.0, -tail, tail))
+''',
+    "_sigmoid": '''
+@triton.jit
+def _sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + tl.exp(-x))
+''',
+    "_softplus": '''
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)), which never overflows."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+''',
+}
+
+_NEEDS = {"_floor_modulo_float": "_floor_divide_float"}
+
+
+def helpers(called: Iterable[str]) -> str:
+    """The text of the functions that are called, in one order for all files."""
+    wanted = set(called)
+    wanted |= {_NEEDS[h] for h in wanted if h in _NEEDS}
+    return "\n\n".join(text.strip("\n") + "\n" for h, text in HELPERS.items() if h in wanted)

@@ -1,0 +1,375 @@
+"""MaskSpec -> KernelSource: one readable Python file per spec that imports torch and triton only.
+
+The text follows from the spec alone: sizes, parameter values, tile shapes, dtypes and contents are given at launch. Equal
+specs give equal bytes. What the kernels cannot run is refused here by name.
+"""
+
+import io
+import keyword
+import tokenize
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from maskc.codegen import backward, forward
+from maskc.codegen.expression import Names, Symbols
+from maskc.codegen.helpers import HELPERS, helpers
+from maskc.codegen.template import fill, without_blanks
+from maskc.spec import AxisSize, Coordinate, Expr, MaskSpec, Offset, Parameter, Position, Read, Side, Type, walk
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel.
+
+    type: `*T` (a tensor of the dtype of q), `*fp32`, `*i32`, `*i64`, `input:NAME` (a tensor of the spec), `i32`, `i64`,
+    `fp32`, `fp64` or `constexpr`.
+    """
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry point and its arguments in order."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """A kernel file.
+
+    kernels: its entry points; the file's functions `forward` and `backward` launch them.
+    double: whether float64 arithmetic decides pairs; then multiply-adds must not be fused behind the text's back.
+    inputs: the tensors of the spec that the kernels read.
+    """
+
+    mask: str
+    text: str
+    kernels: tuple[Kernel, ...]
+    double: bool
+    inputs: tuple[str, ...]
+
+    def kernel(self, name: str) -> Kernel:
+        """The entry point of that name."""
+        return next(k for k in self.kernels if k.name == name)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class MaskArguments:
+    """What the predicate and the score of a spec read, as kernel arguments: named once, used by every kernel and launch."""
+
+    spec: MaskSpec
+
+    @cached_property
+    def nodes(self) -> tuple[Expr, ...]:
+        """Every node of the predicate and the score."""
+        return tuple(node for expr in (*self.spec.clauses, self.spec.score) for node in walk(expr))
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Inputs that are read, in the order of the spec."""
+        read = {node.input for node in self.nodes if isinstance(node, Read)}
+        return tuple(i.name for i in self.spec.inputs if i.name in read)
+
+    @cached_property
+    def parameters(self) -> tuple[tuple[str, Type], ...]:
+        """Parameters that are read, in the order of the spec."""
+        read = {node.name for node in self.nodes if isinstance(node, Parameter)}
+        return tuple((p.name, p.type) for p in self.spec.parameters if p.name in read)
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Axes whose sizes are read, in the order of the spec; coordinates read those of their own and all faster axes."""
+        order = self.spec.axes
+        read = {node.axis for node in self.nodes if isinstance(node, AxisSize)}
+        for node in self.nodes:
+            if isinstance(node, Coordinate):
+                read.update(order[max(1, order.index(node.axis)) :])
+        return tuple(axis for axis in order if axis in read)
+
+    @cached_property
+    def offsets(self) -> tuple[str, ...]:
+        """`q_offset` and `k_offset` where positions are read."""
+        sides = {node.side for node in self.nodes if isinstance(node, Position | Coordinate | Offset)}
+        return tuple(f"{side.value}_offset" for side in Side if side in sides)
+
+    @cached_property
+    def names(self) -> Names:
+        """Names that the skeletons do not use, with those of the arguments taken."""
+        return Names(set(_reserved()))
+
+    @cached_property
+    def symbols(self) -> Symbols:
+        """The arguments' names."""
+        inputs = {i: self.names.exact(i) for i in self.inputs}
+        parameters = {p: self.names.exact(p) for p, _ in self.parameters}
+        axes = {a: self.names.exact(f"{a}_size") for a in self.axes}
+        return Symbols(inputs, parameters, axes)
+
+    @cached_property
+    def declared(self) -> tuple[Argument, ...]:
+        """The arguments in the order of every kernel's signature."""
+        found: list[Argument] = []
+        for i, argument in self.symbols.inputs.items():
+            dims = range(len(self.spec.input(i).dims))
+            found.append(Argument(argument, f"input:{i}"))
+            found += [Argument(f"{argument}_stride_{d}", "i64") for d in dims]
+            found += [Argument(f"{argument}_size_{d}", "i32") for d in dims]
+        for p, type_ in self.parameters:
+            found.append(Argument(self.symbols.parameters[p], _PARAMETER_TYPES[type_]))
+        found += [Argument(axis, "i64") for axis in self.symbols.axes.values()]
+        for offset in self.offsets:
+            found += [Argument(offset, "i64"), Argument(f"{offset}s", "*i64")]
+        return tuple(found)
+
+    @cached_property
+    def lines(self) -> Sequence[str]:
+        """The declarations, one line for each thing that the mask reads."""
+        groups: list[list[str]] = []
+        for argument in self.declared:
+            text = (
+                argument.name
+                if argument.type[0] in "*i" and argument.type not in _TYPED
+                else (f"{argument.name}: {_TYPED[argument.type]}")
+            )
+            starts = "_stride_" not in argument.name and "_size_" not in argument.name
+            starts = starts and not argument.name.endswith("_offsets")
+            if starts or not groups:
+                groups.append([])
+            groups[-1].append(text)
+        return [", ".join(group) + "," for group in groups]
+
+    @cached_property
+    def values(self) -> Sequence[str]:
+        """What the launch functions pass for each argument, one line for each thing that the mask reads."""
+        lines = []
+        for i in self.inputs:
+            lines.append(f'arguments["{i}"], *arguments["{i}"].stride(), *arguments["{i}"].shape,')
+        for p, type_ in self.parameters:
+            read = f'arguments["{p}"]'
+            lines.append(f"int({read})," if type_ is not Type.FLOAT else f"float({read}),")
+        lines += [f'arguments["{axis}"],' for axis in self.axes]
+        lines += [f'*_offset(arguments["{offset}"]),' for offset in self.offsets]
+        return lines
+
+
+_PARAMETER_TYPES = {Type.BOOL: "i32", Type.INT: "i64", Type.FLOAT: "fp64"}
+_TYPED = {"i32": "tl.int32", "i64": "tl.int64", "fp32": "tl.float32", "fp64": "tl.float64"}
+
+
+@lru_cache(maxsize=256)
+def emit(spec: MaskSpec) -> KernelSource:
+    """The kernel file of a spec."""
+    mask = MaskArguments(spec)
+    symbols = mask.symbols
+    kernels: list[Kernel] = []
+    texts: list[str] = []
+    double = False
+
+    def add(make: object, template: str) -> None:
+        nonlocal double
+        signature = _signature(template, mask.declared)
+        plain = f"[*range({sum(a.type != 'constexpr' for a in signature.arguments)})]"
+        text, decides = make(plain)  # type: ignore[operator]
+        double = double or decides
+        kernels.append(signature)
+        texts.append(text)
+
+    add(lambda plain: forward.kernel(spec, symbols, _copied(mask.names), mask.lines, plain), forward.TEMPLATE)
+    add(lambda plain: (backward.rows_kernel(plain), False), backward.ROWS)
+    for owner, template in ((Side.Q, backward.QUERIES), (Side.K, backward.KEYS)):
+        add(
+            lambda plain, owner=owner: backward.owned_kernel(
+                spec, owner, symbols, _copied(mask.names), mask.lines, plain
+            ),
+            template,
+        )
+    parts = [_header(spec), helpers(symbols.helpers), *texts, _launches(mask, double)]
+    return KernelSource(
+        spec.name, "\n\n".join(p.strip("\n") + "\n" for p in parts if p), tuple(kernels), double, mask.inputs
+    )
+
+
+def _copied(names: Names) -> Names:
+    """The names for one kernel: those that its own text hands out are free again."""
+    return Names(names.taken - _HANDED_OUT)
+
+
+_HANDED_OUT = {"q_position", "k_position", "q_first", "k_first"}
+
+
+def _signature(template: str, declared: tuple[Argument, ...]) -> Kernel:
+    """Name and arguments of a skeleton, what the mask reads among them."""
+    head = template[template.index("def ") + 4 : template.index("):\n")]
+    name, rest = head.split("(", 1)
+    found: list[Argument] = []
+    for item in rest.replace("<<mask_arguments>>", "MASK,").split(","):
+        argument, _, annotation = (part.strip() for part in item.partition(":"))
+        if argument == "MASK":
+            found += declared
+        elif argument:
+            found.append(Argument(argument, _ARGUMENT_TYPES.get(annotation, "") or _pointer(argument)))
+    return Kernel(name, tuple(found))
+
+
+_ARGUMENT_TYPES = {"tl.int32": "i32", "tl.int64": "i64", "tl.float32": "fp32", "tl.constexpr": "constexpr"}
+
+
+def _pointer(argument: str) -> str:
+    if argument.startswith(("full_", "partial_")):
+        return "*i32"
+    return "*fp32" if argument in ("lse", "d_lse", "delta", "bound") else "*T"
+
+
+@lru_cache(maxsize=1)
+def _reserved() -> frozenset[str]:
+    """Every name that the skeletons, the helpers and the launch functions use."""
+    texts = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS, _LAUNCH, *HELPERS.values())
+    found = set(keyword.kwlist) | _HANDED_OUT | {"score", "scores", "keep"}
+    for text in texts:
+        tokens = tokenize.generate_tokens(io.StringIO(without_blanks(text)).readline)
+        found |= {token.string for token in tokens if token.type == tokenize.NAME}
+    return frozenset(found | {"highest", "base", "decay", "weights", "tile", "stop", "run", "tiles", "ends", "step"})
+
+
+def _header(spec: MaskSpec) -> str:
+    lines = [
+        f"# Attention kernels for the mask `{spec.name}`: forward, and backward without atomics. Generated by maskc from",
+        "#",
+        *(f"#     {line}" for line in str(spec).split("\n")),
+        "#",
+        "# `forward` and `backward` at the end launch the kernels; they take the runs of tiles that a plan of the mask gives.",
+        "# The text depends on nothing but the mask: sizes, parameter values, dtypes and tile shapes are given at launch.",
+        "",
+        "import torch",
+        "import triton",
+        "import triton.language as tl",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LAUNCH = '''
+def _strides(x, align):
+    """Strides in units of `align` elements, the last one in elements; 0 where a dim has one entry."""
+    *outer, last = [0 if size == 1 else stride for size, stride in zip(x.shape, x.stride())]
+    return *(stride // align for stride in outer), last
+
+
+def _map_strides(maps):
+    """Strides over batch rows and heads of the tables of runs."""
+    batch_maps, head_maps = maps
+    return (head_maps if batch_maps > 1 else 0), (1 if head_maps > 1 else 0)
+
+
+def _offset(given):
+    """A position offset as a number, or as a tensor with one number per batch row."""
+    return (0, given) if isinstance(given, torch.Tensor) else (given, None)
+
+
+def _variant(config):
+    """The compile-time arguments of a launch."""
+    options = {name: config[name] for name in ("BLOCK_Q", "BLOCK_K", "ALIGN", "PRECISION", "num_warps", "num_stages")}
+    return options | {"INTEGER": tl.int64 if config["WIDE"] else tl.int32<<fusion>>}
+
+
+def forward(q, k, v, full, partial, maps, arguments, scale, config):
+    """Output [batch, heads, q_len, D_v] in the dtype of q and log-sum-exp [batch, heads, q_len], natural log, float32.
+
+    q: [batch, heads, q_len, D_qk]; k: [batch, kv_heads, k_len, D_qk]; v: [batch, kv_heads, k_len, D_v]; any strides.
+    full, partial: the runs of key tiles of every query tile, int32 tensors (first, tiles, start, stop): a row's runs
+    begin at `first` in start and stop and hold `tiles` tiles together; first and tiles are [maps, query tiles].
+    maps: (batch rows, heads) that have runs of their own, 1 where all share them.
+    arguments: <<listed>>, by name.
+    config: BLOCK_Q and BLOCK_K (the plan's tile), num_warps, num_stages; ALIGN: elements in 16 bytes if all rows of q, k
+    and v begin at multiples of 16 bytes and have stride 1, else 1; WIDE: whether indices need 64 bits; PRECISION: of dots
+    of float32, "ieee" or "tf32".
+    """
+    batch, heads, q_len, d_qk = q.shape
+    _, kv_heads, k_len, d_v = v.shape
+    out = torch.empty((batch, heads, q_len, d_v), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
+    programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
+    if programs:
+        forward_kernel[(programs,)](
+            q, k, v, out, lse, *full, *partial, *_map_strides(maps),
+            *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
+            batch, heads, heads // kv_heads, q_len, k_len, scale,
+            <<values>>
+            D_QK=d_qk, D_V=d_v, **_variant(config),
+        )
+    return out, lse
+
+
+def backward_rows(out, lse, d_out, d_lse, config):
+    """Of every row dO . O - dLSE and the log-sum-exp in base 2, float32 [batch, heads, q_len].
+
+    d_out: any strides; config["ALIGN"] speaks of it too. d_lse: contiguous float32 or None.
+    """
+    batch, heads, q_len, d_v = out.shape
+    delta, bound = torch.empty_like(lse), torch.empty_like(lse)
+    programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
+    if programs:
+        variant = _variant(config)
+        backward_rows_kernel[(programs,)](
+            out, d_out, lse, d_lse, delta, bound, *_strides(d_out, config["ALIGN"]), heads, q_len, D_V=d_v,
+            **{name: variant[name] for name in variant if name not in ("BLOCK_K", "PRECISION")},
+        )
+    return delta, bound
+
+
+def backward_queries(q, k, v, d_out, delta, bound, full, partial, maps, arguments, scale, config):
+    """The gradient of q; arguments as for `forward`, delta and bound from `backward_rows`."""
+    batch, heads, q_len, d_qk = q.shape
+    _, kv_heads, k_len, d_v = v.shape
+    d_q = torch.empty((batch, heads, q_len, d_qk), dtype=q.dtype, device=q.device)
+    programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
+    if programs:
+        backward_queries_kernel[(programs,)](
+            q, k, v, d_out, delta, bound, d_q, *full, *partial, *_map_strides(maps),
+            *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
+            *_strides(d_out, config["ALIGN"]), batch, heads, heads // kv_heads, q_len, k_len, scale,
+            <<values>>
+            D_QK=d_qk, D_V=d_v, **_variant(config),
+        )
+    return d_q
+
+
+def backward_keys(q, k, v, d_out, delta, bound, full, partial, maps, arguments, scale, config):
+    """The gradients of k and v; full and partial are the runs of query tiles of every key tile, [maps, key tiles]."""
+    batch, heads, q_len, d_qk = q.shape
+    _, kv_heads, k_len, d_v = v.shape
+    d_k = torch.empty((batch, kv_heads, k_len, d_qk), dtype=k.dtype, device=k.device)
+    d_v_ = torch.empty((batch, kv_heads, k_len, d_v), dtype=v.dtype, device=v.device)
+    programs = triton.cdiv(k_len, config["BLOCK_K"]) * kv_heads * batch
+    if programs:
+        backward_keys_kernel[(programs,)](
+            q, k, v, d_out, delta, bound, d_k, d_v_, *full, *partial, *_map_strides(maps),
+            *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
+            *_strides(d_out, config["ALIGN"]), batch, heads, heads // kv_heads, q_len, k_len, scale,
+            <<values>>
+            D_QK=d_qk, D_V=d_v, **_variant(config),
+        )
+    return d_k, d_v_
+'''
+
+
+def _launches(mask: MaskArguments, double: bool) -> str:
+    """The functions that launch the kernels."""
+    listed = [*(f"`{i}`" for i in mask.inputs), *(f"`{p}`" for p, _ in mask.parameters), *(f"`{a}`" for a in mask.axes)]
+    listed += [f"`{o}` (a number or int64 [batch])" for o in mask.offsets]
+    # Fused multiply-adds would change the bits of the float64 arithmetic that decides pairs.
+    return fill(
+        _LAUNCH,
+        {
+            "fusion": ', "enable_fp_fusion": False' if double else "",
+            "listed": ", ".join(listed) or "none",
+            "values": mask.values,
+        },
+    )
