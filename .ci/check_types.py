@@ -32,7 +32,8 @@ def make_view(view: Path) -> int:
 
 def run_mypy(view: Path) -> subprocess.CompletedProcess[str]:
     """Check the view; paths in the answer are those of the repository."""
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "maskc"]
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(view.with_name(f"{view.name}-cache"))]
+    command = [sys.executable, "-m", "mypy", *options, "maskc"]
     result = subprocess.run(command, cwd=view, capture_output=True, text=True, check=False)
     for folder, package in PACKAGES.items():
         if folder != package:

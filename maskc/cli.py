@@ -1,0 +1,340 @@
+"""The command line: one function per command, which prints its answer to stdout and everything else to stderr.
+
+Exit status: 0; 1 when a spec, an input or a result is wrong; 2 when the command line is. Torch and Triton are loaded by
+the commands that run something (`run`, `verify`) and by the machine stages of `emit`, not by the others.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import maskc
+from maskc import options, reference
+from maskc.check import check, diagnose, load, load_source, path_and_mask, read_source
+from maskc.codegen.source import emit
+from maskc.compiler import compile_attention
+from maskc.diagnostics import Diagnostic, MaskError
+from maskc.explain import Planned, class_counts, explanation, explanation_text, planned_call, tile_totals, title
+from maskc.grammar.parser import parse
+from maskc.options import UsageError
+from maskc.picture import picture, shades_for
+from maskc.spec import MaskSpec
+
+if TYPE_CHECKING:
+    from maskc.runtime.verify import Outcome
+
+MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, of which the definition is computed: 4 to 5 GB
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT or SIGPIPE ended
+PIPE_CLOSED = 141
+
+STAGES = ("tree", "spec", "plan", "kernel", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. Nothing that a user can get wrong leaves a traceback."""
+    try:
+        chosen = command_line().parse_args(arguments)
+    except SystemExit as stop:  # --help, --version, or a mistake that argparse has explained
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        status: int = chosen.run(chosen)
+        sys.stdout.flush()
+    except UsageError as error:
+        return _failed(f"maskc {chosen.command}: error: {error}", 2)
+    except MaskError as error:
+        return _failed(str(error), 1)
+    except ModuleNotFoundError as error:
+        return _failed(f"maskc {chosen.command} needs the package {error.name!r}, which is not installed here", 1)
+    except MemoryError:
+        return _failed(f"maskc {chosen.command}: not enough memory for these sizes", 1)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except OSError as error:
+        return _failed(f"maskc {chosen.command}: {error}", 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED)
+    return status
+
+
+def _failed(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+# --- the grammar of the command line --------------------------------------------------------------------------------
+
+
+def command_line() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="maskc", description="Attention masks: from a few lines of text to a kernel.")
+    parser.add_argument("--version", action="version", version=f"maskc {maskc.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    check_ = _command(
+        commands, "check", check_command, "find the mistakes of specs; with sizes, check their claims too"
+    )
+    check_.add_argument("specs", nargs="+", metavar="SPEC", help="file.mask or file.mask:name")
+    _size_options(check_)
+    _input_options(check_)
+
+    show_ = _command(commands, "show", show_command, "draw the block map")
+    _spec_argument(show_)
+    _size_options(show_)
+    _input_options(show_)
+    _plan_options(show_)
+    show_.add_argument("--width", type=options.positive, help="columns of the picture (default: those of the terminal)")
+
+    explain_ = _command(commands, "explain", explain_command, "say what the analysis found and what it is worth")
+    _spec_argument(explain_)
+    _size_options(explain_)
+    _input_options(explain_)
+    _plan_options(explain_)
+    explain_.add_argument("--json", action="store_true", help="one JSON object")
+
+    emit_ = _command(commands, "emit", emit_command, "print one stage of the way from text to machine code")
+    _spec_argument(emit_)
+    emit_.add_argument("--stage", choices=STAGES, required=True, help="which one")
+    _size_options(emit_)
+    _input_options(emit_)
+    _plan_options(emit_)
+
+    run_ = _command(commands, "run", run_command, "run forward and backward here, check the result, time it")
+    _spec_argument(run_)
+    _size_options(run_)
+    _input_options(run_)
+    _plan_options(run_)
+
+    verify_ = _command(commands, "verify", verify_command, "compare every engine of this machine with the definition")
+    verify_.add_argument("specs", nargs="+", metavar="SPEC", help="file.mask (all its masks) or file.mask:name")
+    _parameter_option(verify_)
+    verify_.add_argument("--engine", choices=options.ENGINES, action="append", help="only this one (repeatable)")
+    verify_.add_argument("--dtype", choices=options.DTYPES, action="append", help="only this one (repeatable)")
+    verify_.add_argument("--dim", type=options.positive, default=16, help="head dim (default: 16)")
+    verify_.add_argument("--seed", type=options.count, default=0, help="of the random tensors (default: 0)")
+
+    cache_ = _command(commands, "cache", cache_command, "say where generated files are kept and how large they are")
+    cache_.add_argument("--clear", action="store_true", help="delete them")
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _spec_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help="file.mask (its last mask) or file.mask:name")
+
+
+def _parameter_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", dest="parameter", type=options.assignment, action="append", default=[], metavar="NAME=VALUE",
+        help="value of a parameter (repeatable)",
+    )  # fmt: skip
+
+
+def _size_options(parser: argparse.ArgumentParser) -> None:
+    _parameter_option(parser)
+    group = parser.add_argument_group("sizes")
+    group.add_argument("--seq", type=options.count, metavar="N", help="number of queries and of keys")
+    group.add_argument("--q-len", type=options.count, metavar="N", help="number of queries where it differs")
+    group.add_argument("--k-len", type=options.count, metavar="N", help="number of keys where it differs")
+    group.add_argument("--q-offset", type=options.count, metavar="N", help="position of the first query (default: 0)")
+    group.add_argument("--grid", type=options.grid, default={}, metavar="y=64,x=64", help="sizes of axes")
+    group.add_argument("--batch", type=options.positive, default=1, metavar="N", help="batch rows (default: 1)")
+    group.add_argument("--heads", type=options.positive, default=1, metavar="N", help="query heads (default: 1)")
+    group.add_argument("--kv-heads", type=options.positive, metavar="N", help="KV heads (default: as many)")
+
+
+def _input_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--input", type=options.assignment, action="append", default=[], metavar="NAME=FILE.npy",
+        help="read an input from a file (repeatable); the others are drawn at random",
+    )  # fmt: skip
+    group.add_argument("--seed", type=options.count, default=0, help="of what is drawn at random (default: 0)")
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine", choices=options.PLANNING_ENGINES, default="auto", help="default: auto, by the device"
+    )
+    group.add_argument("--device", default="cpu", help="default: cpu")
+    group.add_argument("--target", help="sm_80, sm_90, sm_100, gfx942, ... (default: this machine's GPU, else sm_90)")
+    group.add_argument(
+        "--tile", type=options.tile, metavar="QxK", help="tile of queries x keys instead of the engine's"
+    )
+    group.add_argument("--dim", type=options.positive, default=64, metavar="D", help="head dim (default: 64)")
+    group.add_argument("--dtype", choices=options.DTYPES, default="float32", help="default: float32")
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def check_command(chosen: argparse.Namespace) -> int:
+    """Diagnoses of every file to stderr, one line per spec that is right to stdout."""
+    return 1 if sum(not _is_right(text, chosen) for text in chosen.specs) else 0
+
+
+def _is_right(text: str, chosen: argparse.Namespace) -> bool:
+    try:
+        path, name = path_and_mask(text)
+        source = read_source(path)
+        found = diagnose(source)
+        for diagnostic in found:
+            print(diagnostic, file=sys.stderr)
+        if any(d.severity == "error" for d in found):
+            return False
+        spec = load_source(source, name)
+        if options.has_sizes(chosen):
+            check_claims(spec, chosen)
+    except MaskError as error:
+        print(error, file=sys.stderr)
+        return False
+    print(f"{text}: ok")
+    return True
+
+
+def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
+    """Raises `MaskError` with a witness for every claim that fails at the sizes given."""
+    sizes = options.call_sizes(spec, chosen)
+    broken = reference.refute(spec, sizes, options.call_inputs(spec, sizes, chosen))
+    if broken:
+        raise MaskError([Diagnostic(str(witness), witness.claim.span) for witness in broken])
+
+
+def show_command(chosen: argparse.Namespace) -> int:
+    """The block map, its scale and legend, and the number of tiles of each class."""
+    planned = planned_call(load(chosen.spec), chosen)
+    print(title(planned))
+    print_picture(planned, chosen.width)
+    return 0
+
+
+def print_picture(planned: Planned, width: int | None) -> None:
+    """The block map, as wide as the terminal unless `width` says otherwise, and the number of tiles of each class."""
+    columns = width or shutil.get_terminal_size((100, 24)).columns
+    print(picture(planned.plan, width=columns, shades=shades_for(sys.stdout.encoding)))
+    print(f"tiles: {class_counts(*tile_totals(planned.plan))}")
+
+
+def explain_command(chosen: argparse.Namespace) -> int:
+    """What the analysis found, as text or as one JSON object."""
+    planned = planned_call(load(chosen.spec), chosen)
+    found = explanation(planned)
+    print(json.dumps(found, indent=2) if chosen.json else explanation_text(planned, found))
+    return 0
+
+
+def emit_command(chosen: argparse.Namespace) -> int:
+    """One stage as text."""
+    print(stage_text(chosen).rstrip("\n"))
+    return 0
+
+
+def stage_text(chosen: argparse.Namespace) -> str:
+    """The text of the stage that was asked for."""
+    match chosen.stage:
+        case "tree":
+            return str(parse(read_source(path_and_mask(chosen.spec)[0])))
+        case "spec":
+            return str(load(chosen.spec))
+        case "plan":
+            return str(planned_call(load(chosen.spec), chosen).plan)
+        case "kernel":
+            return emit(load(chosen.spec)).text
+        case _:
+            return machine_text(load(chosen.spec), chosen)
+
+
+def run_command(chosen: argparse.Namespace) -> int:
+    """Times, the comparison with the definition, and the block map; 1 when the result is wrong."""
+    from maskc.runtime import tolerance, verify
+
+    planned = planned_call(load(chosen.spec), chosen)
+    attention = compile_attention(planned.spec, engine=planned.engine)
+    problem = verify.random_problem(planned.spec, planned.sizes, planned.inputs, chosen.dim, chosen.seed)
+    problem = problem.to(verify.DTYPES[chosen.dtype], chosen.device)
+    _progress(f"running {planned.engine} forward and backward")
+    values = problem.run(attention)
+    forward, backward = verify.median_seconds(problem, attention)
+    print(title(planned))
+    print(f"forward   {1000 * forward:.2f} ms")
+    print(f"backward  {1000 * backward:.2f} ms")
+    pairs = planned.sizes.batch * planned.sizes.heads * planned.sizes.q_len * planned.sizes.k_len
+    if pairs > MOST_CHECKED:
+        print(f"not checked: the definition would hold all {pairs:,} pairs at once; at most {MOST_CHECKED:,} are")
+        passed = True
+    else:
+        _progress("computing the definition in float64")
+        report = tolerance.check(problem.call, values, problem.d_out, problem.d_lse)
+        print(report)
+        passed = report.passed
+    print_picture(planned, None)
+    return 0 if passed else 1
+
+
+def verify_command(chosen: argparse.Namespace) -> int:
+    """A table of what every engine did with every mask; 1 when anything missed, or a mask ran nowhere."""
+    from maskc.runtime import verify
+
+    engines = chosen.engine or verify.available_engines()
+    found: list[verify.Summary] = []
+    passed = True
+    for text in chosen.specs:
+        for spec in load_all(text):
+            given = options.given_parameters(spec, chosen)
+            outcomes = verify.verify(
+                spec, engines=engines, dtypes=chosen.dtype, given=given, dim=chosen.dim, seed=chosen.seed
+            )
+            summaries = verify.summarise(spec.name, _watched(spec.name, outcomes))
+            passed &= any(s.judged for s in summaries) and not any(s.misses for s in summaries)
+            for line in (line for summary in summaries for line in summary.misses):
+                print(line, file=sys.stderr)
+            found += summaries
+    print(verify.table(found))
+    return 0 if passed else 1
+
+
+def load_all(text: str) -> tuple[MaskSpec, ...]:
+    """Every mask of a file, or the one that is named behind its path."""
+    path, name = path_and_mask(text)
+    return check(parse(read_source(path))) if name is None else (load(text),)
+
+
+def _watched(name: str, outcomes: "Iterator[Outcome]") -> "Iterator[Outcome]":
+    """The outcomes as they come, announced on stderr; on a terminal each in a line that the next overwrites."""
+    terminal = sys.stderr.isatty()
+    if not terminal:
+        _progress(f"verifying {name}")
+    for outcome in outcomes:
+        if terminal:
+            print(f"\r\x1b[K{outcome}", end="", file=sys.stderr, flush=True)
+        yield outcome
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def cache_command(chosen: argparse.Namespace) -> int:
+    """Where generated files are kept and how large they are; with --clear, what was deleted."""
+    from maskc.runtime import cache
+
+    print(f"deleted {cache.clear()}" if chosen.clear else cache.usage())
+    return 0
+
+
+def _progress(message: str) -> None:
+    print(f"{message} ...", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""What the analysis found for a call: the plan that an engine would really run, and what is worth saying about it."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from maskc import options
+from maskc.options import Array
+from maskc.plan import BlockPlan, Part, Statistics, build, statistics, tile_counts
+from maskc.spec import Expr, MaskSpec, Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A call and its plan.
+
+    target: what the engine's code is made for: `cpu`, `sm_90`, ... seconds: the time it took to build the plan.
+    """
+
+    spec: MaskSpec
+    sizes: Sizes
+    inputs: Mapping[str, Array]
+    engine: str
+    target: str
+    plan: BlockPlan
+    seconds: float
+
+
+def planned_call(spec: MaskSpec, chosen: Namespace) -> Planned:
+    """The plan of the call that the options describe, on the engine that they choose."""
+    sizes = options.call_sizes(spec, chosen)
+    inputs = options.call_inputs(spec, sizes, chosen)
+    engine = engine_of(chosen)
+    target = target_of(engine, chosen)
+    tile = chosen.tile or engine_tile(spec, sizes, engine, target, chosen)
+    begin = perf_counter()
+    plan = build(spec, sizes, tile, inputs)
+    return Planned(spec, sizes, inputs, engine, target, plan, perf_counter() - begin)
+
+
+def engine_of(chosen: Namespace) -> str:
+    """The engine that a call would take."""
+    if chosen.engine == "auto":
+        return "tiled" if chosen.device == "cpu" else "triton"
+    return str(chosen.engine)
+
+
+def target_of(engine: str, chosen: Namespace) -> str:
+    """What the engine's code is made for: the target named, else the machine of the tensors."""
+    return "cpu"
+
+
+def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: Namespace) -> tuple[int, int]:
+    return (64, 64)
+
+
+def explanation(planned: Planned) -> dict[str, Any]:
+    """The fields of `maskc explain --json`. Pairs are counted per head and batch row, summed where those differ."""
+    plan, sizes = planned.plan, planned.sizes
+    found = statistics(plan, planned.inputs)
+    return {
+        "mask": planned.spec.name,
+        "engine": planned.engine,
+        "target": planned.target,
+        "q_len": sizes.q_len,
+        "k_len": sizes.k_len,
+        "tile": list(plan.tile),
+        "batch_rows": found.batch_rows,
+        "heads": found.heads,
+        "live_pairs": found.live_pairs,
+        "computed_pairs": found.computed_pairs,
+        "efficiency": found.efficiency,
+        "flex_pairs": found.flex_pairs,
+        "gain": found.gain,
+        "order_gain": found.order_gain,
+        "analysis_seconds": planned.seconds,
+        "parts": [part_fields(part, found) for part in plan.parts],
+    }
+
+
+def part_fields(part: Part, found: Statistics) -> dict[str, Any]:
+    """What is said about a part. Plans have one, so that its pairs are those of the plan."""
+    return {
+        "predicate": str(part.predicate),
+        "q_order": str(part.q_order),
+        "k_order": str(part.k_order),
+        "full_tiles": found.full_tiles,
+        "partial_tiles": found.partial_tiles,
+        "empty_tiles": found.empty_tiles,
+        "computed_pairs": found.computed_pairs,
+        "efficiency": found.efficiency,
+    }
+
+
+def explanation_text(planned: Planned, fields: Mapping[str, Any]) -> str:
+    """The same for a reader."""
+    lines = [title(planned)]
+    maps = fields["batch_rows"] * fields["heads"]
+    if maps > 1:
+        lines.append(
+            f"  the mask differs between {fields['batch_rows']} batch rows x {fields['heads']} heads; all are counted"
+        )
+    lines += [
+        f"  live pairs      {fields['live_pairs']:,}",
+        f"  computed pairs  {fields['computed_pairs']:,}, of which {fields['efficiency']:.1%} are live",
+        f"  FlexAttention   {fields['flex_pairs']:,} pairs in row-major tiles of 128 x 128",
+        f"  gain            {fields['gain']:.2f}x; {fields['order_gain']:.2f}x with the same tiles",
+        f"  analysis        {1000 * fields['analysis_seconds']:.1f} ms",
+    ]
+    for number, (part, found) in enumerate(zip(planned.plan.parts, fields["parts"], strict=True), start=1):
+        lines += [
+            f"part {number}: queries {found['q_order']}, keys {found['k_order']}",
+            f"  tiles           {class_counts(*(found[f'{kind}_tiles'] for kind in ('full', 'partial', 'empty')))}",
+        ]
+        lines += [f"  open            {source_text(planned.spec.clauses[i])}" for i in part.open_clauses]
+    return "\n".join(lines)
+
+
+def title(planned: Planned) -> str:
+    """Mask, sizes, engine and tile in a line."""
+    sizes, (q, k) = planned.sizes, planned.plan.tile
+    grid = "".join(f", {name}={size}" for name, size in sizes.axes)
+    values = "".join(f", {name}={value}" for name, value in sizes.parameters)
+    offset = f" from {sizes.q_offset}" if sizes.q_offset else ""
+    return (
+        f"{planned.spec.name}{values}: {sizes.q_len} queries{offset} x {sizes.k_len} keys{grid}; "
+        f"{planned.engine} on {planned.target}, tiles of {q} x {k}"
+    )
+
+
+def tile_totals(plan: BlockPlan) -> tuple[int, int, int]:
+    """Full, partial and empty tiles over all maps."""
+    full, partial = (sum(int(part.by_query[kind].tiles.sum(dtype=np.int64)) for part in plan.parts) for kind in (0, 1))
+    return full, partial, prod(plan.maps) * prod(tile_counts(plan.sizes, plan.tile)) - full - partial
+
+
+def class_counts(full: int, partial: int, empty: int) -> str:
+    """How many tiles of each class."""
+    return f"{full:,} full, {partial:,} partial, {empty:,} empty"
+
+
+def source_text(expr: Expr) -> str:
+    """An expression in the user's own words, where they are known."""
+    return str(expr) if expr.span is None else " ".join(expr.span.text.split())

@@ -1,0 +1,171 @@
+"""Command-line text -> the things a command works on: specs, sizes, inputs, a plan.
+
+What the command line itself gets wrong raises `UsageError` (exit status 2); what a spec does not accept raises
+`MaskError` (exit status 1).
+"""
+
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskc.diagnostics import MaskInputError
+from maskc.samples import draw
+from maskc.sizes import check_shapes, resolve
+from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
+
+Array = NDArray[np.generic]
+
+LONGEST = 2**31 - 1  # tokens; positions are 32-bit where a plan lists them
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+ENGINES = ("triton", "tiled", "interpret", "dense")
+PLANNING_ENGINES = ("auto", "triton", "tiled", "interpret")  # `dense` computes every pair
+
+
+class UsageError(Exception):
+    """The command line makes no sense; the message says which option and why."""
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    if not 0 <= number <= LONGEST:
+        raise ArgumentTypeError(f"expected a number from 0 to {LONGEST}, got {text}")
+    return number
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = count(text)
+    if number == 0:
+        raise ArgumentTypeError("expected a number from 1, got 0")
+    return number
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """`name=value`."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip().isidentifier() and value.strip()):
+        raise ArgumentTypeError(f"expected name=value, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def grid(text: str) -> dict[str, int]:
+    """`y=64,x=64`."""
+    return {name: positive(value) for name, value in map(assignment, text.split(","))}
+
+
+def tile(text: str) -> tuple[int, int]:
+    """`64` or `64x32`: queries x keys."""
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise ArgumentTypeError(f"expected a number or QUERIESxKEYS, got {text!r}")
+    q, _, k = text.partition("x")
+    return positive(q), positive(k or q)
+
+
+def parameter_value(parameter: ParameterSpec, text: str) -> Scalar:
+    """The value of a parameter as its type reads it."""
+    try:
+        match parameter.type:
+            case Type.INT:
+                return int(text)
+            case Type.FLOAT:
+                return float(text)
+            case Type.BOOL:
+                return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except (ValueError, KeyError):
+        raise UsageError(f"-p {parameter.name}={text}: {parameter.name!r} is of type {parameter.type.value}") from None
+
+
+def given_values(spec: MaskSpec, arguments: Namespace) -> dict[str, object]:
+    """Parameters and axis sizes by name; names that the spec does not know are left to its own check."""
+    return given_parameters(spec, arguments) | arguments.grid
+
+
+def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, object]:
+    """The values of -p by name."""
+    known = {p.name: p for p in spec.parameters}
+    values: dict[str, object] = {}
+    for name, text in arguments.parameter:
+        if name in values:
+            raise UsageError(f"-p {name}: given twice")
+        if name in spec.axes:
+            raise UsageError(f"-p {name}={text}: {name!r} is an axis; its size is given by --grid {name}={text}")
+        values[name] = parameter_value(known[name], text) if name in known else text
+    return values
+
+
+def has_sizes(arguments: Namespace) -> bool:
+    """Whether the options say how long the call is."""
+    return bool(arguments.grid) or any(n is not None for n in (arguments.seq, arguments.q_len, arguments.k_len))
+
+
+def call_sizes(spec: MaskSpec, arguments: Namespace) -> Sizes:
+    """The sizes of the call that the options describe; a grid alone gives the length too."""
+    length = arguments.seq
+    if length is None and spec.axes and set(spec.axes) <= set(arguments.grid):
+        length = prod(arguments.grid[axis] for axis in spec.axes)
+    q_len = length if arguments.q_len is None else arguments.q_len
+    k_len = length if arguments.k_len is None else arguments.k_len
+    if q_len is None or k_len is None:
+        raise UsageError("no size: give --seq N" + (f" or --grid {_example_grid(spec)}" if spec.axes else ""))
+    offset = arguments.q_offset
+    return resolve(
+        spec,
+        q_len=q_len,
+        k_len=k_len,
+        batch=arguments.batch,
+        heads=arguments.heads,
+        kv_heads=arguments.heads if arguments.kv_heads is None else arguments.kv_heads,
+        q_offset=0 if offset is None else offset,
+        offset_given=offset is not None,
+        given=given_values(spec, arguments),
+    )
+
+
+def _example_grid(spec: MaskSpec) -> str:
+    return ",".join(f"{axis}=64" for axis in spec.axes)
+
+
+def call_inputs(spec: MaskSpec, sizes: Sizes, arguments: Namespace) -> dict[str, Array]:
+    """The inputs of the call: those named by --input from their files, the others drawn from the seed."""
+    files = dict(arguments.input)
+    read = {i.name: read_input(i, files.pop(i.name)) for i in spec.inputs if i.name in files}
+    if files:
+        names = ", ".join(i.name for i in spec.inputs) or "none"
+        raise MaskInputError(f"mask {spec.name!r} has no input {next(iter(files))!r}; its inputs: {names}")
+    generator = np.random.default_rng(arguments.seed)
+    inputs = draw(spec, sizes, generator, free_extents(spec, read)) | read
+    check_shapes(spec, sizes, {name: array.shape for name, array in inputs.items()})
+    return inputs
+
+
+def read_input(wanted: InputSpec, path: str) -> Array:
+    """An array of the type that the spec asks for, from an .npy file."""
+    try:
+        array = np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MaskInputError(f"--input {wanted.name}={path}: cannot be read as an .npy file: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise MaskInputError(f"--input {wanted.name}={path}: expected one array in an .npy file, got an archive")
+    kinds = {Type.BOOL: "b", Type.INT: "iu", Type.FLOAT: "f"}
+    if array.dtype.kind not in kinds[wanted.type]:
+        raise MaskInputError(f"input {wanted.name!r} is of type {wanted.type.value}, but {path} holds {array.dtype}")
+    return array.astype(np.int64) if wanted.type is Type.INT else array
+
+
+def free_extents(spec: MaskSpec, read: Mapping[str, Array]) -> dict[str, int]:
+    """The extents that arrays given by the user fix for dims that are bare names."""
+    return {
+        dim.text: extent
+        for name, array in read.items()
+        for dim, extent in zip(spec.input(name).dims, array.shape, strict=False)
+        if dim.kind is DimKind.FREE
+    }
