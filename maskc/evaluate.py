@@ -1,9 +1,9 @@
 """The numbers reading of expressions: what a mask says of given pairs, over numpy or torch arrays.
 
 One function serves both namespaces, so that the meaning of every operator is stated once. It has no data-dependent
-control flow: on torch tensors nothing is copied to the host. Where the language leaves an operator open it is closed here:
-a shift by a negative count gives 0, a shift by 64 or more gives what shifting one bit at a time gives, integers wrap at 64
-bits, a float that does not fit an integer floors, ceils and rounds to 0, and min and max of NaN are NaN.
+control flow: on torch tensors nothing is copied to the host. Where the language leaves an operator open it is closed
+here: a shift by a negative count gives 0, a shift by 64 or more what shifting one bit at a time gives, integers wrap at
+64 bits, a float that does not fit an integer floors, ceils and rounds to 0, and min and max of NaN are NaN.
 """
 
 import math
@@ -76,7 +76,7 @@ def evaluate(expr: Expr, pairs: Pairs) -> Array:
 
     Nothing larger than the broadcast of the index arrays that the expression reads is ever made.
     """
-    with _quiet(pairs.xp):
+    with quiet(pairs.xp):
         return _Reader(pairs, _shared(expr)).read(expr)
 
 
@@ -359,7 +359,7 @@ def _numpy_erf(x: Array) -> Array:
     return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float64) if np.ndim(x) else np.float64(math.erf(float(x)))
 
 
-def _quiet(xp: Any) -> AbstractContextManager[Any]:
+def quiet(xp: Any) -> AbstractContextManager[Any]:
     """Overflow, NaN and infinities are values here, not events worth a warning."""
     return np.errstate(all="ignore") if xp is np else nullcontext()
 
