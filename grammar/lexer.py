@@ -1,7 +1,7 @@
 """Text to logical lines of tokens: characters, numbers, brackets that join lines, and indentation.
 
-In: a `Source` of any characters. Out: its logical lines, each a list of tokens with their spans, and what is wrong with the
-characters themselves. Nothing is checked here about the order of tokens; that is the grammar's part.
+In: a `Source` of any characters. Out: its logical lines, each a list of tokens with their spans, and what is wrong with
+the characters themselves. Nothing is checked here about the order of tokens; that is the grammar's part.
 """
 
 import re
@@ -83,7 +83,9 @@ _FLOAT = re.compile(
 )
 # A line inside an open bracket that can only be a statement: the bracket was never closed.
 _STATEMENT_START = re.compile(
-    r"(?:mask|def|input|let|keep|claim|axes|return)[ \t]+[A-Za-z_0-9(]|score[ \t]*(?:[-+*/%]|//|\*\*)?=(?!=)|pass[ \t]*(?:\#|\n|$)"
+    r"(?:mask|def|input|let|keep|claim|axes|return)[ \t]+[A-Za-z_0-9(]"
+    r"|score[ \t]*(?:[-+*/%]|//|\*\*)?=(?!=)"
+    r"|pass[ \t]*(?:\#|\n|$)"
 )
 _HINTS: Mapping[str, str] = {
     "!": "write 'not', or '!=' to compare",

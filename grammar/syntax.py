@@ -1,4 +1,5 @@
-"""What was written: the syntax tree of a mask file, every node with its span (outside equality). Nothing is resolved or typed.
+"""What was written: the syntax tree of a mask file, every node with its span (outside equality). Nothing is resolved or
+typed.
 
 Operators are kept as they are spelled. Brackets are nodes of their own, because some warnings are about their absence.
 """

@@ -1,12 +1,13 @@
 """Syntax tree to checked masks: statements are read in order, every mistake of a file is reported at once.
 
-In: a `File`, or the text or path of one. Out: one `MaskSpec` per mask, in which all names are resolved and all functions inlined.
-What depends on the sizes of a call is left to `maskc.sizes`.
+In: a `File`, or the text or path of one. Out: one `MaskSpec` per mask, in which all names are resolved and all
+functions inlined. What depends on the sizes of a call is left to `maskc.sizes`.
 """
 
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from maskc import typed
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
-from maskc.elaborate import (
-    ERROR_LIMIT,
+from maskc.elaborate import ERROR_LIMIT, Elaborator, LimitError
+from maskc.grammar import syntax
+from maskc.grammar.parser import SIZE_LIMIT, recover
+from maskc.lint import lint
+from maskc.scope import (
     AxisName,
-    Elaborator,
     FunctionValue,
     LetValue,
     MaskValue,
@@ -25,13 +28,11 @@ from maskc.elaborate import (
     Reading,
     Scope,
     Table,
-    TooMuch,
     Unknown,
     Value,
+    on_axes,
     place,
 )
-from maskc.grammar import syntax
-from maskc.grammar.parser import SIZE_LIMIT, recover
 from maskc.spec import (
     SCORE,
     AxisSize,
@@ -163,10 +164,8 @@ def _read(source: Source) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
 def _check(file: syntax.File, found: Sequence[Diagnostic] = ()) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
     checker = _Checker(list(found))
     specs: list[MaskSpec] = []
-    try:
-        specs = list(checker.file(file))
-    except TooMuch:
-        pass
+    with suppress(LimitError):
+        specs += checker.file(file)
     # Warnings inside the standard library are not the user's; a mistake there is shown where it is.
     mine = [d for d in checker.found if d.severity == "error" or d.span is None or d.span.source is file.source]
     return tuple(specs), sorted(mine, key=lambda d: d.span.start if d.span and d.span.source is file.source else -1)
@@ -213,7 +212,7 @@ class _Checker(Elaborator):
 
     def _uncalled(self, file: syntax.File, scope: Scope) -> None:
         """Functions and lets that no mask uses are read too, with parameters of which nothing is known."""
-        nowhere = Reading(None, place(Side.Q, (), ()), place(Side.K, (), ()), score=SCORE)
+        nowhere = Reading(None, place(Side.Q, ()), place(Side.K, ()), score=SCORE)
         for item in file.items:
             if isinstance(item, syntax.Function) and id(item) not in self.called:
                 inner = Scope(scope)
@@ -232,13 +231,15 @@ class _Checker(Elaborator):
         """One mask of the file; what could not be read is left out of it."""
         scope = Scope(file_scope)
         axes = self._axes(node)
-        reading = Reading(axes, place(Side.Q, axes, axes), place(Side.K, axes, axes), score=SCORE, top_axes=axes)
+        reading = Reading(axes, place(Side.Q, axes), place(Side.K, axes), score=SCORE)
         with self._inlining(node):
             parameters = [self._parameter(p, file_scope, scope, reading) for p in node.parameters]
             reading.taken = {p.name for p in parameters} | set(axes)
             clauses = self._body(node, scope, reading)
             self._uncalled_inside(node, scope, reading)
         assert reading.score is not None
+        for warning in lint(clauses, reading.score, reading.statements):
+            self.warn(warning.message, warning.span, warning.hint)
         return MaskSpec(
             name=node.name.text,
             parameters=tuple(replace(p, structural=p.name in reading.structural) for p in parameters),
@@ -338,6 +339,7 @@ class _Checker(Elaborator):
             clause = self._statement(statement, scope, reading)
             if clause is not None:
                 clauses.append(clause)
+                reading.statements.append(statement.span)
         return clauses
 
     def _statement(self, node: syntax.Statement, scope: Scope, reading: Reading) -> Expr | None:
@@ -579,7 +581,6 @@ class _Checker(Elaborator):
             inputs=reading.inputs,
             structural=reading.structural,
             score=SCORE,
-            top_axes=reading.top_axes,
             taken=reading.taken,
             use=reading.use or node.span,
         )
@@ -589,7 +590,7 @@ class _Checker(Elaborator):
     ) -> Place | None:
         given = arguments.names.get(key, own)
         if isinstance(given, Place):
-            return _on_axes(given, axes, reading.axes or ())
+            return on_axes(given, axes, reading.axes or ())
         span = arguments.spans[key]
         number = self.scalar(given, span)
         if number is None:
@@ -640,17 +641,6 @@ def _converts(source: Type, target: Type) -> bool:
 def _end(side: Side) -> Expr:
     """The position behind the last one of a side."""
     return typed.arithmetic(BinaryOp.ADD, Offset(Type.INT, side), Length(Type.INT, side), None)
-
-
-def _on_axes(given: Place, axes: tuple[str, ...], reading_axes: tuple[str, ...]) -> Place:
-    """A position as a mask of fewer axes sees it: row-major on those that it has."""
-    if not axes or axes == reading_axes:
-        return given
-    line = given.coordinates[axes[0]]
-    for axis in axes[1:]:
-        line = typed.arithmetic(BinaryOp.MUL, line, AxisSize(Type.INT, axis), None)
-        line = typed.arithmetic(BinaryOp.ADD, line, given.coordinates[axis], None)
-    return Place(line, {a: given.coordinates[a] for a in axes})
 
 
 def _follows_positions(node: syntax.Expression, axes: tuple[str, ...]) -> bool:

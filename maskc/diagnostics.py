@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+LINE_WIDTH = 160  # of a line that a report repeats; of longer ones it shows the part around the mistake
+
 
 @dataclass(frozen=True)
 class Source:
@@ -26,7 +28,9 @@ class Source:
 
     def line(self, number: int) -> str:
         """The text of a line counted from 1, without its line break."""
-        return self.text[self.line_starts[number - 1] :].split("\n", 1)[0].rstrip("\r")
+        start = self.line_starts[number - 1]
+        end = self.text.find("\n", start)
+        return self.text[start : end if end >= 0 else None].rstrip("\r")
 
 
 @dataclass(frozen=True)
@@ -54,27 +58,41 @@ class Diagnostic:
 
     def __str__(self) -> str:
         prefix = "" if self.severity == "error" else "warning: "
-        if self.span is None:
-            lines = [prefix + self.message]
-        else:
-            lines = _drawn(self.span, prefix + self.message)
+        message = prefix + self.message
+        lines = [message] if self.span is None else _drawn(self.span, message)
         if self.hint is not None:
             lines.append(f"hint: {self.hint}")
-        return "\n".join(lines)
+        # A path may hold bytes that are no text; a report can always be printed.
+        return "\n".join(lines).encode("utf-8", "replace").decode("utf-8")
 
 
 def _drawn(span: Span, message: str) -> list[str]:
-    """The message behind its place, the line, and the span underlined; a span over several lines is drawn on its first."""
+    """The message behind its place, the line, and the span underlined; of a long span the part on its first line."""
     number, column = span.source.position(span.start)
-    text = span.source.line(number)
-    width = max(1, min(span.end - span.start, len(text) - column + 1))
+    line = span.source.line(number)
+    width = max(1, min(span.end - span.start, len(line) - column + 1))
+    text, before = _window(line, column - 1)
+    width = min(width, max(1, len(text) - before))
     margin = f"  {number} | "
-    lead = "".join("\t" if c == "\t" else " " for c in text[: column - 1])
+    lead = "".join("\t" if c == "\t" else " " for c in text[:before])
     return [
         f"{span.source.name}:{number}:{column}: {message}",
         margin + text,
         " " * (len(margin) - 2) + "| " + lead + "^" * width,
     ]
+
+
+def _window(line: str, column: int) -> tuple[str, int]:
+    """A line, or the part of a long one around a column, with that column's place in it; unprintable characters as one
+    sign.
+    """
+    start = 0 if len(line) <= LINE_WIDTH else max(0, min(column - LINE_WIDTH // 2, len(line) - LINE_WIDTH))
+    shown = "".join(
+        c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line[start : start + LINE_WIDTH]
+    )
+    head = "..." if start > 0 else ""
+    tail = "..." if start + LINE_WIDTH < len(line) else ""
+    return head + shown + tail, len(head) + column - start
 
 
 class MaskError(Exception):
@@ -87,7 +105,9 @@ class MaskError(Exception):
 
 
 class MaskInputError(MaskError):
-    """A call gave a tensor, size or parameter that the spec does not accept; the message names it, what was given and what is expected."""
+    """A call gave a tensor, size or parameter that the spec does not accept; the message names it, what was given and
+    what is expected.
+    """
 
 
 class MaskUnsupportedError(MaskError):

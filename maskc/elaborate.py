@@ -1,11 +1,12 @@
-"""Expressions as written to typed expressions: names are resolved, functions, lets and masks used as predicates inlined.
+"""Expressions as written to typed expressions: names are resolved, functions, lets and masks used as predicates
+inlined.
 
-In: a syntax tree, the scope of its names and the mask in which it is read. Out: `Expr`, or None where a mistake was reported. Each
-mistake is reported once, where it is; what follows from it is passed over in silence.
+In: a syntax tree, the scope of its names and the mask in which it is read. Out: `Expr`, or None where a mistake was
+reported. Each mistake is reported once, where it is; what follows from it is passed over in silence.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,12 +15,11 @@ from typing import TypeVarTuple
 from maskc import typed
 from maskc.diagnostics import Diagnostic, Span
 from maskc.grammar import syntax
+from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
 from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
-    Claim,
-    Coordinate,
     Count,
     Dim,
     DimKind,
@@ -29,14 +29,13 @@ from maskc.spec import (
     Length,
     Literal,
     Offset,
-    Position,
     Read,
     Side,
     Total,
     Type,
     UnaryOp,
 )
-from maskc.typed import Mistake
+from maskc.typed import OperandError
 
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
@@ -94,119 +93,6 @@ _MODULES = {"torch", "np", "numpy", "math", "jnp", "tl", "F"}
 Operands = TypeVarTuple("Operands")
 
 
-@dataclass(frozen=True)
-class Place:
-    """A position that may be passed on: its number on the line, and its coordinates by axis."""
-
-    line: Expr
-    coordinates: Mapping[str, Expr] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AxisName:
-    """An axis; `y.size` is all that can be asked of it. last: what the bare name means inside dims."""
-
-    name: str
-    last: Expr | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """An input."""
-
-    input: InputSpec
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """What a mistake reported elsewhere left behind."""
-
-
-@dataclass(frozen=True, eq=False)
-class FunctionValue:
-    """A `def` and the scope in which its body is read."""
-
-    node: syntax.Function
-    scope: "Scope"
-
-
-@dataclass(frozen=True, eq=False)
-class MaskValue:
-    """A mask of this file or of the library."""
-
-    node: syntax.Mask
-    scope: "Scope"
-
-
-@dataclass(frozen=True, eq=False)
-class LetValue:
-    """A `let` at file level, read anew in every mask that uses it."""
-
-    node: syntax.Let
-    scope: "Scope"
-
-
-Value = Expr | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | LetValue
-
-
-@dataclass(eq=False)
-class Scope:
-    """Names and what they stand for; what is not here is looked up in `parent`. spans: where each was defined."""
-
-    parent: "Scope | None" = None
-    names: dict[str, Value] = field(default_factory=dict)
-    spans: dict[str, Span] = field(default_factory=dict)
-
-    def find(self, name: str) -> Value | None:
-        """What a name stands for here, None if nothing."""
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                return scope.names[name]
-            scope = scope.parent
-        return None
-
-    def visible(self) -> Iterator[str]:
-        """All names that can be found here."""
-        scope: Scope | None = self
-        while scope is not None:
-            yield from scope.names
-            scope = scope.parent
-
-
-@dataclass(eq=False)
-class Reading:
-    """The mask in which expressions are read: its index space, and what becomes part of the spec.
-
-    axes: of the mask whose text is read; None where no mask is known (a function that nobody calls). inputs and claims belong to
-    the mask that is compiled, also while it reads another one as a predicate.
-    """
-
-    axes: tuple[str, ...] | None
-    q: Place
-    k: Place
-    inputs: dict[str, InputSpec] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
-    score: Expr | None = None
-    lets: dict[int, Value] = field(default_factory=dict)
-    structural: set[str] = field(default_factory=set)
-    top_axes: tuple[str, ...] = ()
-    taken: set[str] = field(default_factory=set)  # parameters and axes of the mask that is compiled
-    use: Span | None = None  # where that mask uses the one whose text is read
-
-
-def place(side: Side, axes: tuple[str, ...], all_axes: tuple[str, ...]) -> Place:
-    """The position of the query or key for a mask of `axes`, a subset of the grid's axes or none of them."""
-    coordinates: dict[str, Expr] = {a: Coordinate(Type.INT, side, a) for a in axes}
-    if not axes or axes == all_axes:
-        return Place(Position(Type.INT, side), coordinates)
-    line: Expr = coordinates[axes[0]]
-    for axis in axes[1:]:  # row-major on the axes that this mask knows
-        line = typed.arithmetic(BinaryOp.MUL, line, AxisSize(Type.INT, axis), None)
-        line = typed.arithmetic(BinaryOp.ADD, line, coordinates[axis], None)
-    return Place(line, coordinates)
-
-
 @dataclass(eq=False)
 class Elaborator(ABC):
     """Reads expressions; gathers what is wrong with them in `found`."""
@@ -225,19 +111,19 @@ class Elaborator(ABC):
         if diagnostic not in self.found:
             self.found.append(diagnostic)
         if len(self.found) >= ERROR_LIMIT:
-            raise TooMuch
+            raise LimitError
 
     def warn(self, message: str, span: Span | None, hint: str | None = None) -> None:
         """What is allowed and probably not meant."""
         diagnostic = Diagnostic(message, span, hint, "warning")
-        if diagnostic not in self.found:
+        if len(self.found) < ERROR_LIMIT and diagnostic not in self.found:
             self.found.append(diagnostic)
 
     def made(self, span: Span, make: Callable[[*Operands, Span | None], Expr], *operands: *Operands) -> Expr | None:
-        """What `make` gives for operands, with `span`; a `Mistake`, or an expression out of bounds, is reported."""
+        """What `make` gives for operands, with `span`; an `OperandError`, or a result out of bounds, is reported."""
         try:
             expr = make(*operands, span)
-        except Mistake as mistake:
+        except OperandError as mistake:
             self.report(mistake.message, mistake.span or span, mistake.hint)
             return None
         if expr.depth > DEPTH_LIMIT:
@@ -292,7 +178,7 @@ class Elaborator(ABC):
         self.work += 1
         if self.work > WORK_LIMIT:
             self.report(f"this file has more than {WORK_LIMIT:,} operations once everything is inlined", node.span)
-            raise TooMuch
+            raise LimitError
         if self.depth >= DEPTH_LIMIT:
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep", node.span)
             return Unknown()
@@ -746,7 +632,9 @@ class Elaborator(ABC):
         reading: Reading,
         also: Sequence[str] = (),
     ) -> bool:
-        """Puts the arguments of a call into the scope of what is called; False if they do not fit. `also`: by keyword only."""
+        """Puts the arguments of a call into the scope of what is called; False if they do not fit. `also`: by keyword
+        only.
+        """
         given: dict[str, Value] = {}
         for position, argument in enumerate(node.arguments):
             if isinstance(argument, syntax.Comprehension):
@@ -817,13 +705,14 @@ class Elaborator(ABC):
             if isinstance(operand, syntax.Binary) and operand.operator in ("&", "|", "^"):
                 instead = {"&": "and", "|": "or", "^": "!="}[operand.operator]
                 self.warn(
-                    f"'{operand.operator}' binds tighter than comparisons: this is one chain through '{operand.span.text}'",
+                    f"'{operand.operator}' binds tighter than comparisons: "
+                    f"this is one chain through '{operand.span.text}'",
                     node.span,
                     f"write '{instead}', or put brackets around each comparison",
                 )
 
 
-class TooMuch(Exception):
+class LimitError(Exception):
     """Ends the reading of a file: enough was reported, or it would take too long."""
 
 

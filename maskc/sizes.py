@@ -1,7 +1,8 @@
-"""The sizes of one call: axis sizes are inferred, parameters converted, preconditions checked, shapes of inputs derived.
+"""The sizes of one call: axis sizes are inferred, parameters converted, preconditions checked, shapes of inputs
+derived.
 
-In: lengths, offsets and scalars as a caller gives them. Out: `Sizes`, or MaskInputError with a sentence that names the size or
-parameter, what was given and what is expected. Nothing here reads a tensor's data.
+In: lengths, offsets and scalars as a caller gives them. Out: `Sizes`, or MaskInputError with a sentence that names the
+size or parameter, what was given and what is expected. Nothing here reads a tensor's data.
 """
 
 import math
@@ -63,9 +64,9 @@ def resolve(
 ) -> Sizes:
     """The sizes of a call, complete and checked.
 
-    given: axis sizes and parameters by name. q_offset, k_offset: None where they are given as tensors. offset_given: whether the
-    caller said where queries and keys begin (by default, whether an offset differs from 0); without it, q_len and k_len must be
-    equal for a spec that reads q as a position.
+    given: axis sizes and parameters by name. q_offset, k_offset: None where they are given as tensors. offset_given:
+    whether the caller said where queries and keys begin (by default, whether an offset differs from 0); without it,
+    q_len and k_len must be equal for a spec that reads q as a position.
 
     Raises MaskInputError.
     """
@@ -121,7 +122,8 @@ def check_shapes(spec: MaskSpec, sizes: Sizes, shapes: Mapping[str, tuple[int, .
         shape = shapes[entry.name]
         if len(shape) != len(entry.dims):
             raise MaskInputError(
-                f"input '{entry.name}' has shape {_shape(shape)}, {len(shape)} dims; the spec declares {_declared(entry)}"
+                f"input '{entry.name}' has shape {_shape(shape)}, {len(shape)} dims; "
+                f"the spec declares {_declared(entry)}"
             )
         for place, (dim, size) in enumerate(zip(entry.dims, shape, strict=True)):
             _check_dim(entry, place, dim, size, shape, sizes, bound)
@@ -130,8 +132,8 @@ def check_shapes(spec: MaskSpec, sizes: Sizes, shapes: Mapping[str, tuple[int, .
 def input_shape(spec: MaskSpec, sizes: Sizes, name: str, free: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that an input must have. free: sizes of the dims that are bound by tensors, by name.
 
-    With an offset given as a tensor, dims that depend on it have the least size that is accepted. Raises MaskInputError where a
-    free size is missing or a size is negative.
+    With an offset given as a tensor, dims that depend on it have the least size that is accepted. Raises MaskInputError
+    where a free size is missing or a size is negative.
     """
     return tuple(_size(spec.input(name), dim, sizes, free) for dim in spec.input(name).dims)
 
@@ -319,7 +321,8 @@ def _inferred(spec: MaskSpec, axis: str, sizes: Sizes, product: int) -> int:
     if length % product:
         others = " x ".join(f"{a}" for a in spec.axes if a != axis)
         raise MaskInputError(
-            f"axis '{axis}' of mask '{spec.name}' is not given, and the length {length} is no multiple of {others} = {product}"
+            f"axis '{axis}' of mask '{spec.name}' is not given, "
+            f"and the length {length} is no multiple of {others} = {product}"
         )
     return length // product
 

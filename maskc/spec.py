@@ -1,12 +1,12 @@
 """A checked mask: typed expressions over query and key positions, and the sizes at which they are read.
 
-The checker makes a `MaskSpec`; everything behind it (numbers, truth over boxes, derivatives, torch, Triton) is a reading of
-`Expr`. Each reading is one function with one `match` that ends in `assert_never`, so that a new node gives a list of places.
-Names are resolved, functions and lets are inlined, and every implicit conversion is a `Cast`.
+The checker makes a `MaskSpec`; everything behind it (numbers, truth over boxes, derivatives, torch, Triton) is a
+reading of `Expr`. Each reading is one function with one `match` that ends in `assert_never`, so that a new node gives a
+list of places. Names are resolved, functions and lets are inlined, and every implicit conversion is a `Cast`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
@@ -61,9 +61,9 @@ class UnaryOp(Enum):
 class BinaryOp(Enum):
     """Operators of two operands of equal type.
 
-    FLOORDIV and MOD floor, and give 0 for a divisor of 0. The checker never makes TRUNCDIV and TRUNCMOD (C's division): a
-    lowering puts them where both operands are proven non-negative. DIV is true division of floats. MIN, MAX: at a tie the
-    derivative goes to the second operand. POW of integers has a non-negative literal exponent.
+    FLOORDIV and MOD floor, and give 0 for a divisor of 0. The checker never makes TRUNCDIV and TRUNCMOD (C's division):
+    a lowering puts them where both operands are proven non-negative. DIV is true division of floats. MIN, MAX: at a tie
+    the derivative goes to the second operand. POW of integers has a non-negative literal exponent.
     """
 
     ADD = "+"
@@ -108,12 +108,14 @@ class Node:
     @cached_property
     def size(self) -> int:
         """Number of nodes when every shared part is written out."""
-        return 1 + sum(child.size for child in children(self))  # type: ignore[arg-type]
+        below: list[int] = [child.size for child in children(self)]  # type: ignore[arg-type]
+        return 1 + sum(below)
 
     @cached_property
     def depth(self) -> int:
         """Number of nodes on the longest way down."""
-        return 1 + max((child.depth for child in children(self)), default=0)  # type: ignore[arg-type]
+        below: list[int] = [child.depth for child in children(self)]  # type: ignore[arg-type]
+        return 1 + max(below, default=0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ class Parameter(Node):
 
 @dataclass(frozen=True)
 class Read(Node):
-    """One entry of an input; as many indices as the input has dims, `batch` and `head` filled in. Out of range: 0 or False."""
+    """One entry of an input; as many indices as the input has dims, `batch` and `head` filled in. Out of range: 0 or
+    False.
+    """
 
     input: str
     indices: tuple["Expr", ...]
@@ -302,11 +306,13 @@ def conjuncts(expr: Expr) -> tuple[Expr, ...]:
 
 
 def conjunction(exprs: tuple[Expr, ...]) -> Expr:
-    """All of them; True for none."""
-    result: Expr | None = None
-    for expr in exprs:
-        result = expr if result is None else Binary(Type.BOOL, BinaryOp.AND, result, expr)
-    return TRUE if result is None else result
+    """All of them, as a balanced tree (a mask may have many clauses); True for none."""
+    if not exprs:
+        return TRUE
+    if len(exprs) == 1:
+        return exprs[0]
+    middle = (len(exprs) + 1) // 2
+    return Binary(Type.BOOL, BinaryOp.AND, conjunction(exprs[:middle]), conjunction(exprs[middle:]))
 
 
 def render(expr: Expr) -> str:
@@ -393,7 +399,9 @@ class Dim:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A tensor given at call time. `below`: the promise `of`, entries lie in [0, below) or are -1. `sorted`: ascending along the last dim."""
+    """A tensor given at call time. `below`: the promise `of`, entries lie in [0, below) or are -1. `sorted`: ascending
+    along the last dim.
+    """
 
     name: str
     type: Type
@@ -405,7 +413,9 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement to be checked. `over_pairs`: it must hold for every kept pair; else it is a precondition on sizes and parameters."""
+    """A statement to be checked. `over_pairs`: it must hold for every kept pair; else it is a precondition on sizes and
+    parameters.
+    """
 
     expr: Expr
     over_pairs: bool
@@ -460,9 +470,9 @@ class MaskSpec:
 class Sizes:
     """The sizes and scalars of one call, all resolved; hashable, so that plans can be cached by it.
 
-    q_offset and k_offset are None when they were given as a tensor int[batch]; then `inputs["q_offset"]` holds them. axes are in
-    the order of `MaskSpec.axes`; given sizes may exceed the length (a prefix of the grid). parameters are in the order of
-    `MaskSpec.parameters`.
+    q_offset and k_offset are None when they were given as a tensor int[batch]; then `inputs["q_offset"]` holds them.
+    axes are in the order of `MaskSpec.axes`; given sizes may exceed the length (a prefix of the grid). parameters are
+    in the order of `MaskSpec.parameters`.
     """
 
     q_len: int

@@ -1,7 +1,7 @@
 """Typed expressions from typed parts: conversions, exact folding of constants, and the rules of each operator.
 
-In: operands that are already typed. Out: a node of `maskc.spec`, its operands converted by explicit `Cast`s. A rule that an
-operand breaks is raised as `Mistake`, which the caller reports at the right place.
+In: operands that are already typed. Out: a node of `maskc.spec`, its operands converted by explicit `Cast`s. A rule
+that an operand breaks is raised as `OperandError`, which the caller reports at the right place.
 """
 
 import math
@@ -17,7 +17,7 @@ TYPE_WORDS = {Type.BOOL: "a boolean", Type.INT: "an int", Type.FLOAT: "a float"}
 
 
 @dataclass
-class Mistake(Exception):
+class OperandError(Exception):
     """A sentence about operands, where it should be underlined, and a hint."""
 
     message: str
@@ -95,7 +95,7 @@ def boolean(expr: Expr, what: str, span: Span | None) -> Expr:
     """The expression, which must be a boolean; `what` begins the sentence that says so."""
     if expr.type is not Type.BOOL:
         hint = "compare it with something, for example '!= 0'"
-        raise Mistake(f"{what}; this is {TYPE_WORDS[expr.type]}", span, hint)
+        raise OperandError(f"{what}; this is {TYPE_WORDS[expr.type]}", span, hint)
     return expr
 
 
@@ -113,7 +113,7 @@ def arithmetic(op: BinaryOp, left: Expr, right: Expr, span: Span | None) -> Expr
             for operand in (left, right):
                 if operand.type is Type.FLOAT:
                     hint = "write 'floor(a / b)'" if op is BinaryOp.FLOORDIV else "write 'a - b * floor(a / b)'"
-                    raise Mistake(f"'{op.value}' divides ints; this is a float", operand.span, hint)
+                    raise OperandError(f"'{op.value}' divides ints; this is a float", operand.span, hint)
             _no_zero(right, span)
     target = _common(left, right, at_least=Type.INT)
     return _folded(Binary(target, op, cast(left, target), cast(right, target), span=span))
@@ -157,9 +157,9 @@ def plus(operand: Expr, span: Span | None) -> Expr:
 def inverted(operand: Expr, span: Span | None) -> Expr:
     """`~operand`, the bits of an int."""
     if operand.type is Type.BOOL:
-        raise Mistake("'~' of a boolean is -1 or -2, both true", span, "write 'not'")
+        raise OperandError("'~' of a boolean is -1 or -2, both true", span, "write 'not'")
     if operand.type is Type.FLOAT:
-        raise Mistake("'~' takes an int; this is a float", operand.span)
+        raise OperandError("'~' takes an int; this is a float", operand.span)
     if isinstance(operand, Literal):
         return replace(operand, value=~int(operand.value), span=span)
     return Unary(Type.INT, UnaryOp.INVERT, operand, span=span)
@@ -194,7 +194,7 @@ def _common(left: Expr, right: Expr, at_least: Type) -> Type:
 def _bitwise(op: BinaryOp, left: Expr, right: Expr, span: Span | None) -> Expr:
     for operand in (left, right):
         if operand.type is Type.FLOAT:
-            raise Mistake(f"'{op.value}' takes ints; this is a float", operand.span)
+            raise OperandError(f"'{op.value}' takes ints; this is a float", operand.span)
     if left.type is right.type is Type.BOOL and op in _BITWISE:  # a boolean again, as in Python
         match op:
             case BinaryOp.BITAND:
@@ -205,7 +205,7 @@ def _bitwise(op: BinaryOp, left: Expr, right: Expr, span: Span | None) -> Expr:
                 return comparison(BinaryOp.NE, left, right, span)
     left, right = cast(left, Type.INT), cast(right, Type.INT)
     if op in (BinaryOp.SHL, BinaryOp.SHR) and isinstance(right, Literal) and not 0 <= right.value < 64:
-        raise Mistake("a shift is by 0 to 63 bits", right.span)
+        raise OperandError("a shift is by 0 to 63 bits", right.span)
     if isinstance(left, Literal) and isinstance(right, Literal):
         python = {
             BinaryOp.BITAND: operator.and_,
@@ -226,17 +226,17 @@ def _power(base: Expr, exponent: Expr, span: Span | None) -> Expr:
         assert isinstance(exponent, Literal)
         if isinstance(base, Literal):
             if abs(base.value) > 1 and exponent.value > 63:
-                raise Mistake("this does not fit into 64 bits", span)
+                raise OperandError("this does not fit into 64 bits", span)
             return _in_range(integer(int(base.value) ** int(exponent.value), span))
         return Binary(Type.INT, BinaryOp.POW, base, exponent, span=span)
     if isinstance(base, Literal) and base.value == 0 and isinstance(exponent, Literal) and exponent.value < 0:
-        raise Mistake("this divides by zero", span)
+        raise OperandError("this divides by zero", span)
     return Binary(Type.FLOAT, BinaryOp.POW, cast(base, Type.FLOAT), cast(exponent, Type.FLOAT), span=span)
 
 
 def _no_zero(divisor: Expr, span: Span | None) -> None:
     if isinstance(divisor, Literal) and divisor.value == 0:
-        raise Mistake("this divides by zero", divisor.span or span)
+        raise OperandError("this divides by zero", divisor.span or span)
 
 
 def _folded(expr: Binary) -> Expr:
@@ -256,5 +256,5 @@ def _folded(expr: Binary) -> Expr:
 
 def _in_range(literal: Literal) -> Literal:
     if literal.type is Type.INT and not SMALLEST_INT <= literal.value <= LARGEST_INT:
-        raise Mistake("this does not fit into 64 bits", literal.span)
+        raise OperandError("this does not fit into 64 bits", literal.span)
     return literal

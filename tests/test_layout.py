@@ -42,6 +42,7 @@ TABLE: dict[str, set[str]] = {
     "maskc.interval": {"maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.bounds": {"maskc.spec", "maskc.evaluate", "maskc.interval", "numpy", "sympy"},
     "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.bounds", "numpy"},
+    "maskc.explain": {"maskc.options", "maskc.spec", "maskc.plan", "maskc.codegen", "maskc.runtime", "numpy"},
     "maskc.picture": {"maskc.plan", "numpy"},
     "maskc.options": {"maskc.diagnostics", "maskc.spec", "maskc.sizes", "maskc.samples", "numpy"},
     "maskc.samples": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "maskc.sizes", "numpy"},
@@ -62,6 +63,7 @@ FORBIDDEN: dict[str, set[str]] = {"maskc.runtime": {"maskc.grammar", "maskc.chec
 LAZY: dict[str, set[str]] = {  # only inside functions
     "maskc.compiler": {"maskc.runtime"},
     "maskc.cli": {"maskc.runtime"},
+    "maskc.explain": {"maskc.runtime"},
     "maskc": {"maskc.compiler"},
 }
 

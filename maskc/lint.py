@@ -1,0 +1,273 @@
+"""What a mask says that was probably not meant: clauses without effect, divisors that can be zero, integers that can
+overflow.
+
+In: checked expressions. Out: warnings. Everything is judged from intervals of integers, so a warning is rarely wrong
+and a mistake may well go unnoticed. Sizes and parameters are looked at in every call (`maskc.sizes`), not here.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import assert_never
+
+from maskc.diagnostics import Diagnostic, Span
+from maskc.spec import (
+    COMPARISONS,
+    AxisSize,
+    Binary,
+    BinaryOp,
+    Cast,
+    Coordinate,
+    Expr,
+    Index,
+    Length,
+    Literal,
+    Offset,
+    Parameter,
+    Position,
+    Read,
+    Score,
+    Select,
+    Total,
+    Type,
+    Unary,
+    UnaryOp,
+    children,
+    walk,
+)
+
+Interval = tuple[float, float]
+"""Least and greatest value; ints where they are finite."""
+
+_POSITIONS: Interval = (0, 2**31 - 1)
+_SIZES: Interval = (1, 2**31 - 1)
+_ANY: Interval = (-math.inf, math.inf)
+_LOGICAL = {BinaryOp.AND, BinaryOp.OR}
+_DIVISIONS = {BinaryOp.DIV, BinaryOp.FLOORDIV, BinaryOp.MOD}
+
+
+def lint(clauses: Sequence[Expr], score: Expr, statements: Sequence[Span]) -> Iterator[Diagnostic]:
+    """Warnings about the clauses and the score of a mask. statements: where each clause stands in the text."""
+    judge = _Judge()
+    for place, (clause, statement) in enumerate(zip(clauses, statements, strict=True)):
+        truth = judge.truth(clause)
+        if truth is True:
+            yield _warning("this holds for every pair and changes nothing", clause.span)
+        elif truth is False:
+            yield _warning("no pair satisfies this: nothing is ever kept", clause.span)
+        elif clause in clauses[:place]:
+            yield _warning("this says the same as an earlier line and changes nothing", clause.span)
+        else:
+            yield from _idle_operands(clause, statement, judge)
+    for expr in (*clauses, score):
+        yield from _arithmetic(expr, judge, guarded=False, seen=set())
+
+
+def _warning(message: str, span: Span | None, hint: str | None = None) -> Diagnostic:
+    return Diagnostic(message, span, hint, "warning")
+
+
+def _idle_operands(expr: Expr, statement: Span, judge: "_Judge") -> Iterator[Diagnostic]:
+    """Operands of `and` and `or` that are always the same, as far as they are written in the statement itself."""
+    if not (isinstance(expr, Binary) and expr.op in _LOGICAL):
+        return
+    for operand in (expr.left, expr.right):
+        truth = judge.truth(operand)
+        inside = operand.span is not None and statement.start <= operand.span.start < statement.end
+        if truth is None:
+            yield from _idle_operands(operand, statement, judge)
+        elif inside and operand.span is not None and operand.span.source is statement.source:
+            word = "holds for every pair" if truth else "holds for no pair"
+            yield _warning(f"this {word}", operand.span)
+
+
+def _arithmetic(expr: Expr, judge: "_Judge", guarded: bool, seen: set[int]) -> Iterator[Diagnostic]:
+    """Divisors that can be zero outside a branch, and results that can leave 64 bits."""
+    if id(expr) in seen:
+        return
+    seen.add(id(expr))
+    if isinstance(expr, Binary):
+        if expr.op in _DIVISIONS and not guarded:
+            yield from _zero_divisor(expr, judge)
+        if expr.type is Type.INT and _leaves_64_bits(expr, judge):
+            yield _warning("this can leave 64 bits", expr.span, "positions are taken to lie below 2 ** 31")
+    for place, child in enumerate(children(expr)):
+        branch = isinstance(expr, Select) and place > 0
+        shortcut = isinstance(expr, Binary) and expr.op in _LOGICAL and place > 0
+        yield from _arithmetic(child, judge, guarded or branch or shortcut, seen)
+
+
+def _zero_divisor(expr: Binary, judge: "_Judge") -> Iterator[Diagnostic]:
+    divisor = expr.right.operand if isinstance(expr.right, Cast) else expr.right
+    if divisor.type is not Type.INT or not _varies(divisor):
+        return
+    low, high = judge.interval(divisor)
+    if low <= 0 <= high:
+        result = "gives 0" if expr.op is not BinaryOp.DIV else "is infinite or NaN"
+        hint = f"division by zero {result}; guard it with 'where' if that is not meant"
+        yield _warning("this divisor can be zero", divisor.span, hint)
+
+
+def _varies(expr: Expr) -> bool:
+    """Whether an expression differs between pairs; the others are looked at in every call."""
+    return any(isinstance(e, Position | Coordinate | Index | Read) for e in walk(expr))
+
+
+def _leaves_64_bits(expr: Binary, judge: "_Judge") -> bool:
+    if any(math.inf in map(abs, judge.interval(child)) for child in children(expr)):
+        return False
+    low, high = judge.interval(expr)
+    return low < -(2**63) or high >= 2**63
+
+
+class _Judge:
+    """Intervals of integers and truth of booleans, each node judged once."""
+
+    def __init__(self) -> None:
+        self._intervals: dict[int, Interval] = {}
+        self._kept: list[Expr] = []  # so that no identity is used twice
+
+    def truth(self, expr: Expr) -> bool | None:
+        """True or False where a boolean is the same for every pair."""
+        match expr:
+            case Literal():
+                return bool(expr.value)
+            case Unary(op=UnaryOp.NOT):
+                operand = self.truth(expr.operand)
+                return None if operand is None else not operand
+            case Binary() if expr.op in _LOGICAL:
+                return self._logical(expr)
+            case Binary() if expr.op in COMPARISONS:
+                return self._comparison(expr)
+            case _:
+                return None
+
+    def _logical(self, expr: Binary) -> bool | None:
+        known = (self.truth(expr.left), self.truth(expr.right))
+        decisive = expr.op is BinaryOp.OR
+        if decisive in known:
+            return decisive
+        return None if None in known else not decisive
+
+    def _comparison(self, expr: Binary) -> bool | None:
+        op = expr.op
+        if expr.left.type is not Type.INT:
+            return None
+        if expr.left == expr.right:
+            return op in (BinaryOp.LE, BinaryOp.GE, BinaryOp.EQ)
+        (a, b), (c, d) = self.interval(expr.left), self.interval(expr.right)
+        less, less_equal = _order(b < c, a >= d), _order(b <= c, a > d)
+        equal = False if b < c or d < a else (True if a == b == c == d else None)
+        match op:
+            case BinaryOp.LT:
+                return less
+            case BinaryOp.LE:
+                return less_equal
+            case BinaryOp.GE:
+                return None if less is None else not less
+            case BinaryOp.GT:
+                return None if less_equal is None else not less_equal
+            case BinaryOp.EQ:
+                return equal
+            case _:
+                return None if equal is None else not equal
+
+    def interval(self, expr: Expr) -> Interval:
+        """Bounds of an int; floats and booleans are not looked at."""
+        if id(expr) not in self._intervals:
+            self._intervals[id(expr)] = self._interval(expr)
+            self._kept.append(expr)
+        return self._intervals[id(expr)]
+
+    def _interval(self, expr: Expr) -> Interval:
+        match expr:
+            case Literal():
+                return (expr.value, expr.value) if expr.type is Type.INT else _ANY
+            case Position() | Coordinate() | Offset() | Length() | Index():
+                return _POSITIONS
+            case AxisSize() | Total():
+                return _SIZES
+            case Cast():
+                return (0, 1) if expr.type is Type.INT else _ANY
+            case Parameter() | Read() | Score():
+                return _ANY
+            case Select():
+                (a, b), (c, d) = self.interval(expr.then), self.interval(expr.otherwise)
+                return min(a, c), max(b, d)
+            case Unary():
+                return _unary(expr.op, self.interval(expr.operand)) if expr.type is Type.INT else _ANY
+            case Binary():
+                if expr.type is not Type.INT:
+                    return _ANY
+                return _binary(expr.op, self.interval(expr.left), self.interval(expr.right))
+            case _:
+                assert_never(expr)
+
+
+def _order(always: bool, never: bool) -> bool | None:
+    return True if always else (False if never else None)
+
+
+def _unary(op: UnaryOp, x: Interval) -> Interval:
+    low, high = x
+    match op:
+        case UnaryOp.NEG:
+            return -high, -low
+        case UnaryOp.INVERT:
+            return -high - 1, -low - 1
+        case UnaryOp.ABS:
+            least = 0 if low <= 0 <= high else min(abs(low), abs(high))
+            return least, max(abs(low), abs(high))
+        case _:
+            return _ANY
+
+
+def _binary(op: BinaryOp, x: Interval, y: Interval) -> Interval:
+    (a, b), (c, d) = x, y
+    match op:
+        case BinaryOp.ADD:
+            return a + c, b + d
+        case BinaryOp.SUB:
+            return a - d, b - c
+        case BinaryOp.MUL:
+            return _hull(_product(s, t) for s in x for t in y)
+        case BinaryOp.FLOORDIV if c > 0:
+            return _hull(_quotient(s, t) for s in x for t in y)
+        case BinaryOp.MOD if c > 0:
+            return 0, d - 1
+        case BinaryOp.MIN:
+            return min(a, c), min(b, d)
+        case BinaryOp.MAX:
+            return max(a, c), max(b, d)
+        case BinaryOp.BITAND if a >= 0 and c >= 0:
+            return 0, min(b, d)
+        case BinaryOp.SHL if c >= 0 and d < math.inf:
+            return _hull(_product(s, 2 ** int(min(t, 64))) for s in x for t in y)
+        case BinaryOp.POW if c == d and c >= 0:
+            return _power(x, int(c))
+        case _:
+            return _ANY
+
+
+def _hull(values: Iterator[float]) -> Interval:
+    known = list(values)
+    return min(known), max(known)
+
+
+def _product(x: float, y: float) -> float:
+    return 0 if x == 0 or y == 0 else x * y
+
+
+def _quotient(x: float, y: float) -> float:
+    if math.isinf(y):
+        return 0 if x >= 0 else -1
+    return x if math.isinf(x) else x // y
+
+
+def _power(x: Interval, exponent: int) -> Interval:
+    low, high = x
+    if math.inf in (abs(low), abs(high)):
+        return (0, math.inf) if exponent % 2 == 0 else _ANY
+    exponent = min(exponent, 64 + exponent % 2)  # anything beyond leaves 64 bits as well
+    ends = [int(low) ** exponent, int(high) ** exponent]
+    least = 0 if exponent % 2 == 0 and exponent > 0 and low <= 0 <= high else min(ends)
+    return least, max(ends)
