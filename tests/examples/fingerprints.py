@@ -1,6 +1,6 @@
 """Fingerprints of published attention masks that were computed from loops over the papers' rules, without any spec.
 
-`tests/data/oracles.json` tells in its header how to build a case's inputs and how a mask is hashed; this module does so.
+`tests/data/oracles.json` tells in its header how to build a case's inputs and how a mask is hashed; here it is done.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""The examples' papers in numpy and torch: which keys a query sees, how its scores change, and plain attention over the result.
+"""The examples' papers in numpy and torch: which keys a query sees, how its scores change, plain attention over that.
 
-Nothing here reads a spec or imports maskc. `seen` functions answer for one query at a time, as the papers state their sets.
+Nothing here reads a spec or imports maskc. Functions answer for one query at a time, as the papers state their sets.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """One call. grid: (height, width) where the tokens stand on one; parameters and inputs have the names of the example."""
+    """One call. grid: (height, width) where the tokens stand on one; parameters and inputs are named as in the example."""
 
     q_len: int
     k_len: int
@@ -92,7 +92,7 @@ def documents(setting: Setting, row: int, head: int, position: int) -> Iterable[
 
 
 def neighbors(position: int, length: int, window: int, dilation: int) -> list[int]:
-    """Neighbourhood attention along one axis: `window` members of the token's residue class, pushed inwards at the ends."""
+    """Neighbourhood attention along one axis: `window` members of the token's residue class, pushed in at the ends."""
     members = list(range(position % dilation, length, dilation))
     start = members.index(position) - window // 2
     start = max(0, min(start, len(members) - window))
@@ -109,16 +109,14 @@ def neighborhood_2d(setting: Setting, row: int, head: int, position: int) -> Ite
 
 
 def swin_regions(length: int, window: int, shift: int) -> list[tuple[int, int]]:
-    """Swin's own way along one axis: pad to whole windows, roll by the shift, cut into windows, keep the rolled border apart."""
+    """Swin's own way along one axis: pad to whole windows, roll, cut into windows, keep the rolled border apart."""
     padded = -(-length // window) * window
     groups = []
     for token in range(length):
         rolled = (token - shift) % padded
-        if shift == 0 or rolled < padded - window:
-            region = 0
-        else:
-            region = 1 if rolled < padded - shift else 2
-        groups.append((rolled // window, region))
+        in_last_window = shift > 0 and rolled >= padded - window
+        came_around = in_last_window and rolled >= padded - shift
+        groups.append((rolled // window, in_last_window + came_around))
     return groups
 
 
@@ -185,7 +183,7 @@ class Oracle:
         return kept
 
     def attention(self, setting: Setting, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [batch, heads, q_len, dim] and natural log-sum-exp [batch, heads, q_len]; empty rows give 0 and -inf."""
+        """Output [batch, heads, q_len, dim], log-sum-exp [batch, heads, q_len]; empty rows give 0 and -inf."""
         mask = torch.from_numpy(self.mask(setting))
         shared = setting.heads // setting.kv_heads
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
@@ -256,8 +254,8 @@ def _routing(q_len: int, k_len: int, batch: int, local: list[bool], window: int,
                    q_len=q_len, k_len=k_len)  # fmt: skip
 
 
-# No length is a multiple of a tile. Each list holds one short case, one with grouped KV heads, one that decodes at an offset,
-# and (through keys that lie ahead of the queries) empty rows.
+# No length is a multiple of a tile. There are short cases, grouped KV heads, queries that begin at an offset, and (through
+# keys that lie ahead of the queries) empty rows.
 SETTINGS: Mapping[str, tuple[Setting, ...]] = {
     "causal": (
         _line(1),

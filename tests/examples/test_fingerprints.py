@@ -21,7 +21,7 @@ EXAMPLES = HERE.parents[1] / "examples"
 
 @dataclass(frozen=True)
 class Entry:
-    """Which mask expresses a rule. names: what the spec calls a parameter or input of the file; fixed: parameters the rule lacks."""
+    """Which mask expresses a rule. names: the spec's name of a parameter or input; fixed: parameters the rule lacks."""
 
     spec: str
     names: Mapping[str, str] = field(default_factory=dict)
