@@ -6,7 +6,7 @@ rest of the file can still be checked. Names, types and the meaning of statement
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any, cast
@@ -19,10 +19,11 @@ from maskc.grammar import syntax
 from maskc.grammar.lexer import STATEMENTS, Line, Word, logical_lines
 
 ERROR_LIMIT = 100
-SIZE_LIMIT = 1 << 20  # bytes of UTF-8
+BYTE_LIMIT = 1 << 20  # bytes of UTF-8
 
 # Statements of the language that this version does not have yet.
 LATER = {"packed", "mass", "weight", "normalize", "reduce", "output", "rows", "queries", "keys"}
+LATER_NAMES = {"packed", "reduce", "output"}  # those that define the name behind them
 
 _CONDITIONS = "write 'A if condition else B', or join conditions with 'and' and 'or'"
 _STATEMENT_HINTS = {
@@ -61,7 +62,7 @@ def parse(source: Source) -> syntax.File:
 def recover(source: Source) -> tuple[syntax.File, list[Diagnostic]]:
     """What could be read of a source, and every mistake in its form. Never raises."""
     text = source.text
-    if len(text) > SIZE_LIMIT or len(text.encode("utf-8", "surrogatepass")) > SIZE_LIMIT:
+    if len(text) > BYTE_LIMIT or len(text.encode("utf-8", "surrogatepass")) > BYTE_LIMIT:
         too_long = Diagnostic(f"'{source.name}' is larger than 1 MiB; a spec is a few lines")
         return syntax.File(Source(source.name, ""), ()), [too_long]
     if "\r" in text or text.startswith("\ufeff"):
@@ -285,7 +286,6 @@ class _Blocks:
     lines: list[Line]
     found: list[Diagnostic]
     at: int = 0
-    after_break: list[int] = field(default_factory=list)
 
     def report(self, message: str, span: Span, hint: str | None = None) -> None:
         self.found.append(Diagnostic(message, span, hint))
@@ -318,11 +318,14 @@ class _Blocks:
                 yield self._with_body(item, line)
             elif item is not None:
                 yield item
+            elif line.words[-1].type == "COLON":  # the lines below `if ...:` are deeper, and that is no second mistake
+                yield from self._block(line.indent, None)
 
     def _with_body(self, head: _Head, line: Line) -> _Head:
         """A head with the block below it."""
+        start = self.at
         body = [*head.body, *self._block(line.indent, None)]
-        if not body:
+        if not body and self.at == start:
             body = list(self._unindented(head, line))
         if isinstance(head, syntax.Function):
             return replace(head, body=tuple(self._function_body(head, body)))
@@ -405,25 +408,37 @@ def _read(words: tuple[Word, ...]) -> _Item:
 
 
 def _salvaged(line: Line) -> _Item | None:
-    """The name that an unreadable line defines, so that its uses are no mistakes."""
+    """What is known of an unreadable line: its kind, and the name it defines, whose uses are no mistakes."""
     words, span = line.words, line.span
+    unreadable = syntax.Unreadable(span=span)
+    match words[0].type:
+        case "KEEP":
+            return syntax.Keep(unreadable, span=span)
+        case "SCORE":
+            return syntax.Score(None, unreadable, span=span)
+        case "CLAIM":
+            return syntax.Claim(unreadable, span=span)
+        case "RETURN":
+            return syntax.Return(unreadable, span=span)
     names = [_name(w) for w in words[1:] if w.type == "NAME"]
+    if words[0].type == "NAME" and len(words) > 1 and words[1].type == "EQUAL":
+        return syntax.Let(_name(words[0]), unreadable, span=span)
     if not names or words[1].type != "NAME":
         return None
     match words[0].type:
         case "MASK":
-            return syntax.Mask(names[0], (), (), readable=False, span=span)
+            parameters = tuple(syntax.Parameter(n, None, None, span=n.span) for n in names[1:])
+            return syntax.Mask(names[0], parameters, (), readable=False, span=span)
         case "DEF":
-            return syntax.Function(names[0], (), (), readable=False, span=span)
+            return syntax.Function(names[0], tuple(names[1:]), (), readable=False, span=span)
         case "LET":
-            return syntax.Let(names[0], syntax.Unreadable(span=span), span=span)
+            return syntax.Let(names[0], unreadable, span=span)
         case "INPUT":
             return syntax.Input(names[0], None, (), (), span=span)
         case "AXES":
             return syntax.Axes(tuple(syntax.Axis(n, None, span=n.span) for n in names), None, span=span)
         case _:
-            defines = words[0] in LATER or words[1].type == "EQUAL"
-            return syntax.Let(names[0], syntax.Unreadable(span=span), span=span) if defines else None
+            return syntax.Let(names[0], unreadable, span=span) if words[0] in LATER_NAMES else None
 
 
 def _no_statement(line: Line) -> Diagnostic:

@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
 
 from maskc import typed
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
-from maskc.elaborate import ERROR_LIMIT, Elaborator, LimitError
+from maskc.elaborate import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, Elaborator, LimitError
 from maskc.grammar import syntax
-from maskc.grammar.parser import SIZE_LIMIT, recover
+from maskc.grammar.parser import BYTE_LIMIT, recover
 from maskc.lint import lint
 from maskc.scope import (
     AxisName,
@@ -106,11 +107,11 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     name = os.fspath(path)
     try:
         with open(path, "rb") as stream:
-            data = stream.read(SIZE_LIMIT + 1)
+            data = stream.read(BYTE_LIMIT + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MaskError([Diagnostic(f"cannot read '{name}': {reason}", hint=_near_file(name))]) from None
-    if len(data) > SIZE_LIMIT:
+    if len(data) > BYTE_LIMIT:
         raise MaskError(f"'{name}' is larger than 1 MiB; a spec is a few lines")
     try:
         return Source(name, data.decode("utf-8"))
@@ -200,14 +201,16 @@ class _Checker(Elaborator):
         """Its masks, as far as they could be read."""
         scope = Scope(_library())
         for item in file.items:
-            self.define(item.name, _definition(item, scope), scope)
+            if isinstance(item, syntax.Function):
+                self.function(item, scope)
+            else:
+                self.define(item.name, _definition(item, scope), scope)
         masks = [item for item in file.items if isinstance(item, syntax.Mask)]
         if not masks and not self.found:
             start = Span(file.source, 0, 0) if file.source.text else None
             self.report("there is no mask in this file", start, "begin one with 'mask NAME:'")
         for mask in masks:
-            if mask.readable:
-                yield self.mask(mask, scope)
+            yield self.mask(mask, scope)
         self._uncalled(file, scope)
 
     def _uncalled(self, file: syntax.File, scope: Scope) -> None:
@@ -233,11 +236,14 @@ class _Checker(Elaborator):
         axes = self._axes(node)
         reading = Reading(axes, place(Side.Q, axes), place(Side.K, axes), score=SCORE)
         with self._inlining(node):
-            parameters = [self._parameter(p, file_scope, scope, reading) for p in node.parameters]
+            parameters = [self._parameter(p, node.readable, file_scope, scope, reading) for p in node.parameters]
             reading.taken = {p.name for p in parameters} | set(axes)
             clauses = self._body(node, scope, reading)
             self._uncalled_inside(node, scope, reading)
         assert reading.score is not None
+        if sum(c.size for c in (*clauses, reading.score)) > SIZE_LIMIT:
+            self.report(TOO_LARGE.format("this mask"), node.name.span)
+            raise LimitError
         for warning in lint(clauses, reading.score, reading.statements):
             self.warn(warning.message, warning.span, warning.hint)
         return MaskSpec(
@@ -274,9 +280,13 @@ class _Checker(Elaborator):
             self.report(f"a grid has 1 to {AXES_LIMIT} axes", names[AXES_LIMIT].span)
         return tuple(dict.fromkeys(n.text for n in names))[:AXES_LIMIT]
 
-    def _parameter(self, node: syntax.Parameter, file_scope: Scope, scope: Scope, reading: Reading) -> ParameterSpec:
+    def _parameter(
+        self, node: syntax.Parameter, readable: bool, file_scope: Scope, scope: Scope, reading: Reading
+    ) -> ParameterSpec:
         name = node.name
-        kind = self._type(node.type, f"'{name.text}' needs a type", name, f"{name.text}: int = 256")
+        kind = (
+            self._type(node.type, f"'{name.text}' needs a type", name, f"{name.text}: int = 256") if readable else None
+        )
         self._define_given(name, Parameter(kind, name.text, span=name.span) if kind else Unknown(), scope)
         default = None if node.default is None else self._default(node.default, kind, file_scope, reading)
         return ParameterSpec(name.text, kind or Type.INT, default, span=node.span)
@@ -317,6 +327,8 @@ class _Checker(Elaborator):
         self.define(name, value, scope)
         if name.text in _UNNAMABLE:
             self.report(f"'{name.text}' is an argument of every call and cannot be defined", name.span)
+        elif iskeyword(name.text):
+            self.report(f"'{name.text}' is a word of Python and cannot be given by keyword", name.span)
 
     # ---- statements
 
@@ -328,7 +340,7 @@ class _Checker(Elaborator):
                     for axis in statement.axes:
                         self._define_given(axis.name, AxisName(axis.name.text), scope)
                 case syntax.Function():
-                    self.define(statement.name, FunctionValue(statement, scope), scope)
+                    self.function(statement, scope)
                 case _:
                     pass
         for statement in node.body:
@@ -474,6 +486,9 @@ class _Checker(Elaborator):
         match node:
             case syntax.Name(text=name) if name in _COUNTS:
                 return Dim(DimKind(name), name)
+            case syntax.Name(text="heads"):
+                self.report("a dim with one entry per head is written 'head'", node.span, "write 'head' or 'kv_head'")
+                return None
             case syntax.Name(text="seq"):
                 return Dim(DimKind.SEQ, "seq")
             case syntax.Name(text="q" | "k" as name):
@@ -487,8 +502,6 @@ class _Checker(Elaborator):
 
     def _free(self, node: syntax.Name) -> Dim:
         close = get_close_matches(node.text[:20], [*_COUNTS, "seq"], 1, 0.8)
-        if node.text == "heads":
-            close = ["head"]
         if close:
             self.warn(
                 f"'{node.text}' is a size of its own, bound by the tensor", node.span, f"did you mean '{close[0]}'?"

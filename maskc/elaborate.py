@@ -8,7 +8,7 @@ reported. Each mistake is reported once, where it is; what follows from it is pa
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TypeVarTuple
 
@@ -34,6 +34,7 @@ from maskc.spec import (
     Total,
     Type,
     UnaryOp,
+    children,
 )
 from maskc.typed import OperandError
 
@@ -41,6 +42,7 @@ DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
 WORK_LIMIT = 200_000
 ERROR_LIMIT = 100
+TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"
 
 FUNCTIONS = {
     "abs": UnaryOp.ABS,
@@ -61,6 +63,7 @@ PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "sco
 # Of the language, but not of this version.
 LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale", "weight", "mass"}
 OPTIONS = {"q_offset", "k_offset", "engine", "return_lse", "aux", "validate", "mask"}
+PARAMETER_NAMES = frozenset((PRELUDE - {"inf"}) | OPTIONS)  # names that parameters of functions may take over
 
 # Words of other languages and libraries, and what they are here.
 _HABITS = {
@@ -101,7 +104,7 @@ class Elaborator(ABC):
     work: int = 0
     depth: int = 0
     active: list[syntax.Node] = field(default_factory=list)  # functions, masks and lets being inlined
-    called: set[int] = field(default_factory=set)  # functions that were inlined somewhere, by identity
+    called: set[int] = field(default_factory=set)  # functions and lets that were read somewhere, by identity
 
     # ---- reports
 
@@ -130,7 +133,7 @@ class Elaborator(ABC):
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)
             return None
         if expr.size > SIZE_LIMIT:
-            self.report(f"this expression has more than {SIZE_LIMIT:,} operations once everything is inlined", span)
+            self.report(TOO_LARGE.format("this expression"), span)
             return None
         return expr
 
@@ -142,8 +145,9 @@ class Elaborator(ABC):
         return None if expr is None else self.made(node.span, typed.boolean, expr, what)
 
     def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
-        """A boolean, int or float; the expression carries the span of `node`."""
-        return self.scalar(self.value(node, scope, reading), node.span)
+        """A boolean, int or float. A name's place is where it is read, that of a longer expression where it is written."""
+        expr = self.scalar(self.value(node, scope, reading), node.span)
+        return expr if expr is None or children(expr) else replace(expr, span=node.span)
 
     def scalar(self, value: Value, span: Span) -> Expr | None:
         """A value as a boolean, int or float."""
@@ -260,16 +264,14 @@ class Elaborator(ABC):
                 return self.made(span, typed.select, condition, then, otherwise)
 
     def _chain(self, op: BinaryOp, operands: Sequence[Expr | None], span: Span) -> Expr | None:
-        """`a and b and c`; None if one operand is."""
-        known = [o for o in operands if o is not None]
-        if len(known) < len(operands):
+        """`a and b and c`, as a balanced tree (there may be many); None if one operand is."""
+        if len(operands) == 1:
+            return operands[0]
+        middle = (len(operands) + 1) // 2
+        left, right = self._chain(op, operands[:middle], span), self._chain(op, operands[middle:], span)
+        if left is None or right is None:
             return None
-        result: Expr | None = known[0]
-        for operand in known[1:]:
-            if result is None:
-                return None
-            result = self.made(span, typed.logical, op, result, operand)
-        return result
+        return self.made(span, typed.logical, op, left, right)
 
     def _comparison(self, node: syntax.Comparison, scope: Scope, reading: Reading) -> Expr | None:
         """`a < b <= c` is `a < b and b <= c`."""
@@ -422,6 +424,7 @@ class Elaborator(ABC):
             if let.node in self.active:
                 self.report(f"'{let.node.name.text}' is defined by itself", let.node.name.span)
                 return Unknown()
+            self.called.add(id(let.node))
             with self._inlining(let.node):
                 value = self.value(let.node.value, let.scope, reading)
             reading.lets[key] = value
@@ -560,9 +563,10 @@ class Elaborator(ABC):
         numbers = self._positional(node, scope, reading)
         if numbers is None:
             return None
-        least, most = {"min": (2, 100), "max": (2, 100), "clamp": (3, 3), "where": (3, 3)}.get(name, (1, 1))
-        if not least <= len(numbers) <= most:
-            wanted = f"{least} argument{'s' * (least > 1)}" if least == most else f"at least {least} arguments"
+        least = {"min": 2, "max": 2, "clamp": 3, "where": 3}.get(name, 1)
+        variadic = name in ("min", "max")
+        if len(numbers) < least or (len(numbers) > least and not variadic):
+            wanted = f"at least {least} arguments" if variadic else f"{least} argument{'s' * (least > 1)}"
             self.report(f"'{name}' takes {wanted}; {len(numbers)} given", node.span)
             return None
         known = [n for n in numbers if n is not None]
@@ -573,7 +577,6 @@ class Elaborator(ABC):
     def _inline(self, called: FunctionValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
         """The body of a function with the arguments in place of its parameters."""
         function = called.node
-        self.called.add(id(function))
         inner = Scope(called.scope)
         names = [p.text for p in function.parameters]
         if not function.readable or not self._bind(node, function.name.text, names, set(names), inner, scope, reading):
@@ -585,8 +588,16 @@ class Elaborator(ABC):
                 "functions are written out; they cannot recurse",
             )
             return Unknown()
+        self.called.add(id(function))
         with self._inlining(function):
             return self.body(function, inner, reading)
+
+    def function(self, node: syntax.Function, scope: Scope) -> None:
+        """Defines a function; its parameters may be called like positions, but not like functions of the language."""
+        self.define(node.name, FunctionValue(node, scope), scope)
+        names = Scope()
+        for parameter in node.parameters:
+            self.define(parameter, Unknown(), names, PARAMETER_NAMES)
 
     def body(self, function: syntax.Function, scope: Scope, reading: Reading) -> Value:
         """What a function returns, its parameters bound in `scope`."""
@@ -618,7 +629,7 @@ class Elaborator(ABC):
         scope.spans[text] = name.span
         if text in (PRELUDE | BUILTINS | LATER) - shadows:
             self.report(f"'{text}' has a meaning of its own and cannot be defined", name.span)
-        elif text in OPTIONS:
+        elif text in OPTIONS - shadows:
             self.report(f"'{text}' is an option of every call and cannot be defined", name.span)
 
     def _bind(
@@ -679,7 +690,10 @@ class Elaborator(ABC):
         """A mask without parameters, named alone."""
         if mask.node.parameters:
             arguments = ", ".join(f"{p.name.text}=..." for p in mask.node.parameters)
-            self.report(f"mask '{node.text}' has parameters", node.span, f"write '{node.text}({arguments})'")
+            hint = f"write '{node.text}({arguments})'"
+            if all(p.default is not None for p in mask.node.parameters):
+                hint += f", or '{node.text}()' for its defaults"
+            self.report(f"mask '{node.text}' has parameters", node.span, hint)
             return Unknown()
         return self._predicate(mask, syntax.Call(node, (), span=node.span), mask.scope, reading)
 
@@ -780,9 +794,9 @@ def _example(dim: Dim) -> str:
     match dim.kind:
         case DimKind.SEQ:
             return "q"
-        case DimKind.EXTENT if dim.text.isidentifier() and dim.text not in ("q", "k"):
+        case DimKind.EXTENT if isinstance(dim.extent, AxisSize):
             return f"q.{dim.text}"
-        case DimKind.EXTENT:
+        case DimKind.EXTENT if dim.text[:1] in ("q", "k"):
             return dim.text
         case _:
             return "..."
