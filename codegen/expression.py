@@ -325,7 +325,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Symbols:
-    """The kernel arguments that stand for a spec's inputs, parameters and axis sizes; the helpers that its text calls."""
+    """The kernel arguments that stand for a spec's inputs, parameters and axis sizes; the helpers that are called."""
 
     inputs: Mapping[str, str]
     parameters: Mapping[str, str]
@@ -652,8 +652,9 @@ class Writer:
     def _difference(self, expr: Expr) -> ast.expr | None:
         """float(a - b) of an owned position and the other one as the difference of two vectors of floats.
 
-        Both are taken relative to the first position of the owned tile, so that small distances are exact and large ones
-        keep the relative error of a float at any length; a conversion per pair would cost as much as the dot product.
+        Both are taken relative to the first position of the owned tile, so that small distances are exact and large
+        ones keep the relative error of a float at any length; a conversion per pair would cost as much as the dot
+        product.
         """
         terms = _terms(expr)
         positions = [(sign, term) for sign, term in terms if isinstance(term, Position)]

@@ -24,7 +24,8 @@ def forward_kernel(
 ):
     """Output and log-sum-exp of one tile of queries of one head.
 
-    Online softmax in base 2: of every row the highest score so far, the sum of its weights and the weighted sum of values.
+    Online softmax in base 2: of every row the highest score so far, the sum of its weights and the weighted sum of
+    values.
     """
     q_tiles = tl.cdiv(q_len, BLOCK_Q)
     program = tl.program_id(0)
@@ -120,7 +121,7 @@ def forward_kernel(
 # Without a change of the score the highest score of a row follows from its highest product, and the scale goes into one
 # multiply-add. That needs a scale that keeps the order.
 _FLIP = [
-    "# The highest product gives the highest score only where the scale keeps their order: its sign goes to q, exactly.",
+    "# The highest product gives the highest score only if the scale keeps their order: its sign goes to q, exactly.",
     "q_tile = tl.where(scale < 0, -q_tile, q_tile)",
 ]
 _FROM_PRODUCTS = [

@@ -118,7 +118,8 @@ def _tanh(x):
 def _tanh_double(x):
     """Hyperbolic tangent of float64; a series near 0, where the quotient of exponentials would lose digits."""
     square = x * x
-    near = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * (62.0 / 2835.0)))))
+    near = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (
+        -17.0 / 315.0 + square * (62.0 / 2835.0)))))
     tail = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
     return tl.where(tl.abs(x) < 0.015625, near, tl.where(x < 0.0, -tail, tail))
 ''',
