@@ -18,7 +18,18 @@ from maskc.check import check, diagnose, load, load_source, path_and_mask, read_
 from maskc.codegen.source import emit
 from maskc.compiler import compile_attention
 from maskc.diagnostics import Diagnostic, MaskError
-from maskc.explain import Planned, class_counts, explanation, explanation_text, planned_call, tile_totals, title
+from maskc.explain import (
+    DEFAULT_TARGET,
+    Planned,
+    class_counts,
+    dtype_of,
+    explanation,
+    explanation_text,
+    kernel_dtype,
+    planned_call,
+    tile_totals,
+    title,
+)
 from maskc.grammar.parser import parse
 from maskc.options import UsageError
 from maskc.picture import picture, shades_for
@@ -27,11 +38,12 @@ from maskc.spec import MaskSpec
 if TYPE_CHECKING:
     from maskc.runtime.verify import Outcome
 
-MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, of which the definition is computed: 4 to 5 GB
+MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, that are compared with the definition: about 3 GB
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT or SIGPIPE ended
 PIPE_CLOSED = 141
 
-STAGES = ("tree", "spec", "plan", "kernel", "ttir", "ttgir", "llir", "ptx", "amdgcn", "sass")
+COMMENT = {"ttir": "//", "ttgir": "//", "llir": ";", "ptx": "//", "amdgcn": ";", "sass": "//"}  # of the machine stages
+STAGES = ("tree", "spec", "plan", "kernel", *COMMENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,54 +88,51 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"maskc {maskc.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    check_ = _command(
+    command = _command(
         commands, "check", check_command, "find the mistakes of specs; with sizes, check their claims too"
     )
-    check_.add_argument("specs", nargs="+", metavar="SPEC", help="file.mask or file.mask:name")
-    _size_options(check_)
-    _input_options(check_)
+    _specs_argument(command)
+    _call_options(command)
 
-    show_ = _command(commands, "show", show_command, "draw the block map")
-    _spec_argument(show_)
-    _size_options(show_)
-    _input_options(show_)
-    _plan_options(show_)
-    show_.add_argument("--width", type=options.positive, help="columns of the picture (default: those of the terminal)")
+    command = _command(commands, "show", show_command, "draw the block map")
+    _spec_argument(command)
+    _call_options(command)
+    _engine_options(command)
+    command.add_argument("--width", type=options.positive, help="columns of the picture (default: the terminal's)")
 
-    explain_ = _command(commands, "explain", explain_command, "say what the analysis found and what it is worth")
-    _spec_argument(explain_)
-    _size_options(explain_)
-    _input_options(explain_)
-    _plan_options(explain_)
-    explain_.add_argument("--json", action="store_true", help="one JSON object")
+    command = _command(commands, "explain", explain_command, "say what the analysis found and what it is worth")
+    _spec_argument(command)
+    _call_options(command)
+    _engine_options(command)
+    command.add_argument("--json", action="store_true", help="one JSON object")
 
-    emit_ = _command(commands, "emit", emit_command, "print one stage of the way from text to machine code")
-    _spec_argument(emit_)
-    emit_.add_argument("--stage", choices=STAGES, required=True, help="which one")
-    _size_options(emit_)
-    _input_options(emit_)
-    _plan_options(emit_)
+    command = _command(commands, "emit", emit_command, "print one stage of the way from text to machine code")
+    _spec_argument(command)
+    command.add_argument("--stage", choices=STAGES, required=True, help="which one")
+    command.add_argument("--kernel", metavar="NAME", help="of a machine stage, only this kernel (default: all)")
+    _call_options(command)
+    _engine_options(command)
 
-    run_ = _command(commands, "run", run_command, "run forward and backward here, check the result, time it")
-    _spec_argument(run_)
-    _size_options(run_)
-    _input_options(run_)
-    _plan_options(run_)
+    command = _command(commands, "run", run_command, "run forward and backward here, check the result, time it")
+    _spec_argument(command)
+    _call_options(command)
+    _engine_options(command)
 
-    verify_ = _command(commands, "verify", verify_command, "compare every engine of this machine with the definition")
-    verify_.add_argument("specs", nargs="+", metavar="SPEC", help="file.mask (all its masks) or file.mask:name")
-    _parameter_option(verify_)
-    verify_.add_argument("--engine", choices=options.ENGINES, action="append", help="only this one (repeatable)")
-    verify_.add_argument("--dtype", choices=options.DTYPES, action="append", help="only this one (repeatable)")
-    verify_.add_argument("--dim", type=options.positive, default=16, help="head dim (default: 16)")
-    verify_.add_argument("--seed", type=options.count, default=0, help="of the random tensors (default: 0)")
+    command = _command(commands, "verify", verify_command, "compare every engine of this machine with the definition")
+    _specs_argument(command)
+    _parameter_option(command)
+    command.add_argument("--engine", choices=options.ENGINES, action="append", help="only this one (repeatable)")
+    command.add_argument("--dtype", choices=options.DTYPES, action="append", help="only this one (repeatable)")
+    command.add_argument("--dim", type=options.positive, default=16, metavar="D", help="head dim (default: 16)")
+    command.add_argument("--seed", type=options.count, default=0, metavar="N", help="of all tensors (default: 0)")
 
-    cache_ = _command(commands, "cache", cache_command, "say where generated files are kept and how large they are")
-    cache_.add_argument("--clear", action="store_true", help="delete them")
+    command = _command(commands, "cache", cache_command, "say where generated files are kept and how large they are")
+    command.add_argument("--clear", action="store_true", help="delete them")
     return parser
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Option: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 
 
 def _command(
@@ -138,16 +147,21 @@ def _spec_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help="file.mask (its last mask) or file.mask:name")
 
 
-def _parameter_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", dest="parameter", type=options.assignment, action="append", default=[], metavar="NAME=VALUE",
-        help="value of a parameter (repeatable)",
-    )  # fmt: skip
+def _specs_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", nargs="+", metavar="SPEC", help="file.mask (all its masks) or file.mask:name")
 
 
-def _size_options(parser: argparse.ArgumentParser) -> None:
-    _parameter_option(parser)
-    group = parser.add_argument_group("sizes")
+def _parameter_option(parser: Option) -> None:
+    _repeatable(parser, "-p", "NAME=VALUE", "value of a parameter (repeatable)", dest="parameter")
+
+
+def _repeatable(parser: Option, flag: str, form: str, summary: str, **more: str) -> None:
+    parser.add_argument(flag, type=options.assignment, action="append", default=[], metavar=form, help=summary, **more)  # type: ignore[arg-type]
+
+
+def _call_options(parser: argparse.ArgumentParser) -> None:
+    """Sizes, parameters and inputs."""
+    group = parser.add_argument_group("the call")
     group.add_argument("--seq", type=options.count, metavar="N", help="number of queries and of keys")
     group.add_argument("--q-len", type=options.count, metavar="N", help="number of queries where it differs")
     group.add_argument("--k-len", type=options.count, metavar="N", help="number of keys where it differs")
@@ -156,29 +170,22 @@ def _size_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=options.positive, default=1, metavar="N", help="batch rows (default: 1)")
     group.add_argument("--heads", type=options.positive, default=1, metavar="N", help="query heads (default: 1)")
     group.add_argument("--kv-heads", type=options.positive, metavar="N", help="KV heads (default: as many)")
+    _parameter_option(group)
+    _repeatable(group, "--input", "NAME=FILE.npy", "read an input (repeatable); the others are drawn at random")
+    group.add_argument("--seed", type=options.count, default=0, metavar="N", help="of what is drawn (default: 0)")
 
 
-def _input_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inputs")
-    group.add_argument(
-        "--input", type=options.assignment, action="append", default=[], metavar="NAME=FILE.npy",
-        help="read an input from a file (repeatable); the others are drawn at random",
-    )  # fmt: skip
-    group.add_argument("--seed", type=options.count, default=0, help="of what is drawn at random (default: 0)")
-
-
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--engine", choices=options.PLANNING_ENGINES, default="auto", help="default: auto, by the device"
-    )
-    group.add_argument("--device", default="cpu", help="default: cpu")
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    """What runs the call, and on what."""
+    group = parser.add_argument_group("the engine")
+    group.add_argument("--engine", choices=options.PLANNING_ENGINES, default="auto", help="default: by the device")
+    group.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--target", help="sm_80, sm_90, sm_100, gfx942, ... (default: this machine's GPU, else sm_90)")
     group.add_argument(
-        "--tile", type=options.tile, metavar="QxK", help="tile of queries x keys instead of the engine's"
+        "--tile", type=options.tile, metavar="QxK", help="tile of queries x keys (default: the engine's)"
     )
     group.add_argument("--dim", type=options.positive, default=64, metavar="D", help="head dim (default: 64)")
-    group.add_argument("--dtype", choices=options.DTYPES, default="float32", help="default: float32")
+    group.add_argument("--dtype", choices=options.DTYPES, help="default: float16 for a GPU, else float32")
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -260,14 +267,30 @@ def stage_text(chosen: argparse.Namespace) -> str:
             return machine_text(load(chosen.spec), chosen)
 
 
+def machine_text(spec: MaskSpec, chosen: argparse.Namespace) -> str:
+    """A stage behind the kernel file, for every kernel or the one that is named, each under its name."""
+    from maskc.runtime.loader import compile_stage
+
+    source = emit(spec)
+    target = chosen.target or DEFAULT_TARGET
+    texts = []
+    for entry in [chosen.kernel] if chosen.kernel else [kernel.name for kernel in source.kernels]:
+        _progress(f"compiling {entry} for {target}")
+        dtype = kernel_dtype(target, chosen)
+        text = compile_stage(source, spec, entry=entry, target=target, dim=chosen.dim, dtype=dtype, stage=chosen.stage)
+        texts.append(f"{COMMENT[chosen.stage]} {entry}\n{text}")
+    return "\n".join(texts)
+
+
 def run_command(chosen: argparse.Namespace) -> int:
     """Times, the comparison with the definition, and the block map; 1 when the result is wrong."""
     from maskc.runtime import tolerance, verify
 
+    device = verify.device_named(chosen.device)
     planned = planned_call(load(chosen.spec), chosen)
     attention = compile_attention(planned.spec, engine=planned.engine)
     problem = verify.random_problem(planned.spec, planned.sizes, planned.inputs, chosen.dim, chosen.seed)
-    problem = problem.to(verify.DTYPES[chosen.dtype], chosen.device)
+    problem = problem.to(verify.DTYPES[dtype_of(planned.target, chosen)], device)
     _progress(f"running {planned.engine} forward and backward")
     values = problem.run(attention)
     forward, backward = verify.median_seconds(problem, attention)

@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from maskc import options
+from maskc.bounds import tile_counts
+from maskc.codegen.schedule import TARGETS, configuration, target_named
 from maskc.options import Array
-from maskc.plan import BlockPlan, Part, Statistics, build, statistics, tile_counts
+from maskc.plan import BlockPlan, Part, Statistics, build, statistics
 from maskc.spec import Expr, MaskSpec, Sizes
+
+DEFAULT_TARGET = "sm_90"
+KERNEL_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +51,49 @@ def planned_call(spec: MaskSpec, chosen: Namespace) -> Planned:
 def engine_of(chosen: Namespace) -> str:
     """The engine that a call would take."""
     if chosen.engine == "auto":
-        return "tiled" if chosen.device == "cpu" else "triton"
+        return "tiled" if chosen.device == "cpu" and chosen.target is None else "triton"
     return str(chosen.engine)
 
 
 def target_of(engine: str, chosen: Namespace) -> str:
-    """What the engine's code is made for: the target named, else the machine of the tensors."""
-    return "cpu"
+    """What the engine's code is made for: the target that is named, else the device's, else sm_90."""
+    if engine != "triton":
+        return "cpu" if engine == "interpret" else str(chosen.device)
+    if chosen.target is not None:
+        return target_named(chosen.target).name
+    if chosen.device == "cpu":
+        return DEFAULT_TARGET
+    from maskc.runtime import launcher, verify
+
+    return launcher.target_of(verify.device_named(chosen.device)).name
+
+
+def dtype_of(target: str, chosen: Namespace) -> str:
+    """The dtype that is named, else float16 for a GPU and float32 elsewhere."""
+    if chosen.dtype is not None:
+        return str(chosen.dtype)
+    return "float16" if target in TARGETS else "float32"
+
+
+def kernel_dtype(target: str, chosen: Namespace) -> str:
+    """The dtype as generated kernels name it; a name that they do not have stays, for their own check to refuse."""
+    return KERNEL_DTYPES.get(dtype_of(target, chosen), dtype_of(target, chosen))
 
 
 def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: Namespace) -> tuple[int, int]:
-    return (64, 64)
+    """The tile that the engine takes for the forward pass of such a call."""
+    match engine:
+        case "tiled":
+            from maskc.runtime import tiled
+
+            return tiled.tile_of(spec, sizes)
+        case "interpret":
+            from maskc.runtime import interpreter
+
+            return interpreter.TILE.tile
+        case _:
+            dims = (chosen.dim, chosen.dim)
+            return configuration(target_named(target), dims, kernel_dtype(target, chosen), "forward").tile
 
 
 def explanation(planned: Planned) -> dict[str, Any]:

@@ -6,14 +6,15 @@ What the command line itself gets wrong raises `UsageError` (exit status 2); wha
 
 import re
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.diagnostics import MaskInputError
+from maskc.diagnostics import Diagnostic, MaskInputError
 from maskc.samples import draw
 from maskc.sizes import check_shapes, resolve
 from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
@@ -70,6 +71,13 @@ def tile(text: str) -> tuple[int, int]:
     return positive(q), positive(k or q)
 
 
+def device(text: str) -> str:
+    """The name of a torch device: `cpu`, `cuda`, `cuda:1`, ..."""
+    if not re.fullmatch(r"(cpu|cuda|xpu)(:\d+)?", text):
+        raise ArgumentTypeError(f"expected cpu, cuda, xpu or a numbered one such as cuda:1, got {text!r}")
+    return text
+
+
 def parameter_value(parameter: ParameterSpec, text: str) -> Scalar:
     """The value of a parameter as its type reads it."""
     try:
@@ -84,22 +92,28 @@ def parameter_value(parameter: ParameterSpec, text: str) -> Scalar:
         raise UsageError(f"-p {parameter.name}={text}: {parameter.name!r} is of type {parameter.type.value}") from None
 
 
-def given_values(spec: MaskSpec, arguments: Namespace) -> dict[str, object]:
-    """Parameters and axis sizes by name; names that the spec does not know are left to its own check."""
-    return given_parameters(spec, arguments) | arguments.grid
-
-
-def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, object]:
+def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, Scalar]:
     """The values of -p by name."""
     known = {p.name: p for p in spec.parameters}
-    values: dict[str, object] = {}
+    values: dict[str, Scalar] = {}
     for name, text in arguments.parameter:
         if name in values:
             raise UsageError(f"-p {name}: given twice")
         if name in spec.axes:
             raise UsageError(f"-p {name}={text}: {name!r} is an axis; its size is given by --grid {name}={text}")
-        values[name] = parameter_value(known[name], text) if name in known else text
+        if name not in known:
+            raise MaskInputError(
+                [Diagnostic(f"mask {spec.name!r} has no parameter {name!r}", hint=_nearest(name, known))]
+            )
+        values[name] = parameter_value(known[name], text)
     return values
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"it has {', '.join(known)}" if known else "it has none"
 
 
 def has_sizes(arguments: Namespace) -> bool:
@@ -126,7 +140,7 @@ def call_sizes(spec: MaskSpec, arguments: Namespace) -> Sizes:
         kv_heads=arguments.heads if arguments.kv_heads is None else arguments.kv_heads,
         q_offset=0 if offset is None else offset,
         offset_given=offset is not None,
-        given=given_values(spec, arguments),
+        given={**given_parameters(spec, arguments), **arguments.grid},
     )
 
 

@@ -106,7 +106,7 @@ def draw(tiles: NDArray[np.uint8], cell: int, width: int, shades: Shades) -> lis
 
 def single(tiles: NDArray[np.uint8], shades: Shades) -> NDArray[np.str_]:
     """One character per tile."""
-    return np.array([shades.empty, shades.partial, shades.full])[tiles]
+    return np.array([shades.empty, shades.partial, shades.full]).take(tiles)
 
 
 def squares(tiles: NDArray[np.uint8], cell: int, shades: Shades) -> NDArray[np.str_]:
@@ -115,7 +115,7 @@ def squares(tiles: NDArray[np.uint8], cell: int, shades: Shades) -> NDArray[np.s
     live = _sums((tiles > 0).astype(np.int64), cell)
     full = _sums((tiles == 2).astype(np.int64), cell)
     level = np.select([live == 0, full == total, 2 * live <= total], [0, 3, 1], default=2)
-    return np.array([shades.empty, *shades.mixed, shades.full])[level]
+    return np.array([shades.empty, *shades.mixed, shades.full]).take(level)
 
 
 def _sums(values: NDArray[np.int64], cell: int) -> NDArray[np.int64]:

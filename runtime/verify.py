@@ -107,7 +107,7 @@ def share(judgement: Judgement) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one engine did with one mask in one dtype. judged: the cases that ran; refused: those that the engine did not."""
+    """What one engine did with one mask in one dtype. judged: the cases that ran; refused: those that it would not."""
 
     mask: str
     engine: str
@@ -169,8 +169,8 @@ def cases(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:
     for parameters in parameter_sets(spec, given):
         if spec.axes:
             for shape in GRIDS[len(spec.axes)]:
-                values = {**dict(zip(spec.axes, shape, strict=True)), **parameters}
-                found.append(Case(prod(shape), prod(shape), None, tuple(values.items())))
+                axes = dict(zip(spec.axes, shape, strict=True))
+                found.append(Case(prod(shape), prod(shape), None, tuple({**axes, **parameters}.items())))
         else:
             values = tuple(parameters.items())
             found += [Case(length, length, None, values) for length in LENGTHS]
@@ -194,6 +194,14 @@ def parameter_sets(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[dict[str
 def available_engines() -> tuple[str, ...]:
     """The engines that this machine can run."""
     return CPU_ENGINES + (("triton",) if torch.cuda.is_available() else ())
+
+
+def device_named(name: str) -> torch.device:
+    """A torch device; `MaskUnsupportedError` where this machine or this build of torch does not have it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch raises either for a device that is not there
+        raise MaskUnsupportedError(f"device {name}: torch finds no such device here") from None
 
 
 def dtypes_of(engine: str) -> tuple[str, ...]:
@@ -259,7 +267,7 @@ class Problem:
     d_out: Tensor
     d_lse: Tensor
 
-    def to(self, dtype: torch.dtype, device: str = "cpu") -> "Problem":
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Problem":
         """The same problem, q, k, v and d_out rounded to a dtype, on a device."""
         call = self.call
         q, k, v, d_out = (x.to(device, dtype) for x in (call.q, call.k, call.v, self.d_out))
@@ -301,7 +309,8 @@ def median_seconds(problem: Problem, attention: Attention, budget: float = 1.0) 
     """Median time of a forward and of a backward pass; as many runs as fit into about `budget` seconds, at least 3."""
     call = problem.call
     cuda = call.q.device.type == "cuda"
-    forward, backward = [], []
+    forward: list[float] = []
+    backward: list[float] = []
     begin = perf_counter()
     while len(forward) < 3 or (perf_counter() - begin < budget and len(forward) < 50):
         marks = [_now(cuda)]
