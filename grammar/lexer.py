@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lark import Token
-
 from maskc.diagnostics import Diagnostic, Source, Span
 
 BRACKET_LIMIT = 100
+TOKEN_LIMIT = 100_000  # of a file; keeps the time to refuse it within seconds
 LARGEST_INT = 2**63 - 1
 
 OPERATORS = {  # as they are called in mask.lark
@@ -115,17 +114,30 @@ _HINTS: Mapping[str, str] = {
 _CLOSING = {"RPAR": "LPAR", "RSQB": "LSQB"}
 
 
-class Word(Token):
-    """A token that knows its span."""
+class Word(str):
+    """A token: its text, its terminal in the grammar, and its place in a source."""
 
-    span: Span
+    __slots__ = ("end", "source", "start", "type")
+
+    type: str
+    source: Source
+    start: int
+    end: int
+
+    # What else lark looks at when it makes the token that stands for the end of a line.
+    start_pos = end_pos = line = column = end_line = end_column = None
 
     @classmethod
-    def make(cls, kind: str, text: str, span: Span) -> "Word":
-        """A token of a terminal of the grammar."""
-        word = cls(kind, text)
-        word.span = span
+    def make(cls, kind: str, text: str, source: Source, start: int) -> "Word":
+        """The token of a terminal at a place."""
+        word = cls(text)
+        word.type, word.source, word.start, word.end = kind, source, start, start + len(text)
         return word
+
+    @property
+    def span(self) -> Span:
+        """Its characters."""
+        return Span(self.source, self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -142,8 +154,7 @@ class Line:
     @property
     def span(self) -> Span:
         """From the first token to the last."""
-        first, last = self.words[0].span, self.words[-1].span
-        return Span(first.source, first.start, last.end)
+        return Span(self.words[0].source, self.words[0].start, self.words[-1].end)
 
 
 @dataclass
@@ -157,6 +168,7 @@ class _Scan:
     indent: int = 0
     broken: bool = False
     tab_reported: bool = False
+    too_long: bool = False
 
     def report(self, message: str, start: int, end: int, hint: str | None = None) -> None:
         self.found.append(Diagnostic(message, Span(self.source, start, end), hint))
@@ -164,15 +176,15 @@ class _Scan:
 
 
 def logical_lines(source: Source) -> tuple[list[Line], list[Diagnostic]]:
-    """The lines of a source, those joined by brackets as one, without comments and empty lines."""
+    """The lines of a source, those joined by brackets as one, without comments and empty lines; none of one too long."""
     scan = _Scan(source)
     lines = list(_lines(scan))
-    return lines, scan.found
+    return ([], scan.found[-1:]) if scan.too_long else (lines, scan.found)
 
 
 def _lines(scan: _Scan) -> Iterator[Line]:
     text = scan.source.text
-    line_start = 0
+    line_start = count = 0
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup
         if kind == "space":
@@ -186,6 +198,12 @@ def _lines(scan: _Scan) -> Iterator[Line]:
             if not scan.words:
                 scan.indent = _width(text[line_start : match.start()])
             _add(scan, match)
+            count += 1
+            if count > TOKEN_LIMIT:
+                message = f"this file has more than {TOKEN_LIMIT:,} words and signs; a spec is a few lines"
+                scan.report(message, match.start(), match.end())
+                scan.too_long = True
+                return
     yield from _finish(scan)
 
 
@@ -193,7 +211,7 @@ def _finish(scan: _Scan) -> Iterator[Line]:
     """The line gathered so far, if it holds a token; a bracket still open is reported."""
     if scan.open:
         bracket = scan.open[0]
-        scan.report(f"'{bracket}' is never closed", bracket.span.start, bracket.span.end)
+        scan.report(f"'{bracket}' is never closed", bracket.start, bracket.end)
     if scan.words:
         yield Line(scan.indent, tuple(scan.words), scan.broken)
     scan.words, scan.open, scan.broken = [], [], False
@@ -201,23 +219,23 @@ def _finish(scan: _Scan) -> Iterator[Line]:
 
 def _add(scan: _Scan, match: re.Match[str]) -> None:
     """One token that is neither blank nor comment."""
-    text, span = match[0], Span(scan.source, match.start(), match.end())
+    text, start = match[0], match.start()
     match match.lastgroup:
         case "name":
             kind = _word_kind(scan, text)
         case "operator":
             kind = OPERATORS[text]
         case "number":
-            kind = _number_kind(scan, text, span)
+            kind = _number_kind(scan, text, start)
         case _:
-            scan.report(f"unexpected character {_shown(text)}", span.start, span.end, _HINTS.get(text))
+            scan.report(f"unexpected character {_shown(text)}", start, start + 1, _HINTS.get(text))
             kind = "OTHER"
-    word = Word.make(kind, text, span)
+    word = Word.make(kind, text, scan.source, start)
     scan.words.append(word)
     if kind in ("LPAR", "LSQB"):
         scan.open.append(word)
         if len(scan.open) == BRACKET_LIMIT + 1:
-            scan.report(f"brackets are nested more than {BRACKET_LIMIT} deep", span.start, span.end)
+            scan.report(f"brackets are nested more than {BRACKET_LIMIT} deep", start, start + 1)
     elif kind in _CLOSING and scan.open:
         scan.open.pop()
 
@@ -239,15 +257,15 @@ def _word_kind(scan: _Scan, text: str) -> str:
     return "NAME"
 
 
-def _number_kind(scan: _Scan, text: str, span: Span) -> str:
+def _number_kind(scan: _Scan, text: str, start: int) -> str:
     """INTEGER or FLOAT; what is neither, or does not fit into 64 bits, is reported."""
     if _INTEGER.fullmatch(text):
         if len(text) > 80 or int(text, 0) > LARGEST_INT:
-            scan.report("this integer does not fit into 64 bits", span.start, span.end)
+            scan.report("this integer does not fit into 64 bits", start, start + len(text))
         return "INTEGER"
     if _FLOAT.fullmatch(text):
         if float(text) == float("inf"):
-            scan.report("this number is too large for a float", span.start, span.end, "write 'inf' for infinity")
+            scan.report("this number is too large for a float", start, start + len(text), "write 'inf' for infinity")
         return "FLOAT"
     digits = re.match(r"[0-9]+", text)
     hint = None
@@ -255,7 +273,7 @@ def _number_kind(scan: _Scan, text: str, span: Span) -> str:
         hint = f"write '{text.lstrip('0')}'"
     elif digits and text[digits.end() :].isidentifier():
         hint = f"write '{digits[0]} * {text[digits.end() :]}' for a product; a name cannot begin with a digit"
-    scan.report(f"'{_short(text)}' is not a number", span.start, span.end, hint)
+    scan.report(f"'{_short(text)}' is not a number", start, start + len(text), hint)
     return "INTEGER"
 
 

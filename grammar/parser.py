@@ -19,6 +19,7 @@ from maskc.grammar import syntax
 from maskc.grammar.lexer import STATEMENTS, Line, Word, logical_lines
 
 ERROR_LIMIT = 100
+BLOCK_LIMIT = 8
 BYTE_LIMIT = 1 << 20  # bytes of UTF-8
 
 # Statements of the language that this version does not have yet.
@@ -112,7 +113,7 @@ def _name(word: Word) -> syntax.Name:
     return syntax.Name(str(word), span=word.span)
 
 
-class _Builder(Transformer[Word, Any]):
+class _Builder(Transformer[Any, Any]):
     """One method per rule of mask.lark: the children of the rule, tokens and all, to a node."""
 
     def name(self, children: list[Any]) -> syntax.Name:
@@ -286,6 +287,7 @@ class _Blocks:
     lines: list[Line]
     found: list[Diagnostic]
     at: int = 0
+    depth: int = 0
 
     def report(self, message: str, span: Span, hint: str | None = None) -> None:
         self.found.append(Diagnostic(message, span, hint))
@@ -301,6 +303,15 @@ class _Blocks:
 
     def _block(self, parent: int, level: int | None) -> Iterator[_Item]:
         """The lines indented deeper than `parent`; the first one sets the level where none is given."""
+        self.depth += 1
+        if self.depth > BLOCK_LIMIT and self.at < len(self.lines) and self.lines[self.at].indent > parent:
+            self.report(f"blocks are nested more than {BLOCK_LIMIT} deep", self.lines[self.at].words[0].span)
+            while self.at < len(self.lines) and self.lines[self.at].indent > parent:
+                self.at += 1
+        yield from self._level(parent, level)
+        self.depth -= 1
+
+    def _level(self, parent: int, level: int | None) -> Iterator[_Item]:
         complained = False
         while self.at < len(self.lines) and len(self.found) <= ERROR_LIMIT:
             line = self.lines[self.at]
@@ -395,7 +406,8 @@ class _Blocks:
             return _salvaged(line)
 
     def _without_colon(self, line: Line) -> _Item | None:
-        colon = Word.make("COLON", ":", line.words[-1].span)
+        last = line.words[-1]
+        colon = Word.make("COLON", ":", last.source, last.end - 1)
         try:
             return _read((*line.words, colon))
         except UnexpectedToken:
@@ -467,7 +479,7 @@ def _explained(line: Line, error: UnexpectedToken) -> Diagnostic:
     at = next(i for i, w in enumerate(line.words) if w is error.token)
     word = line.words[at]
     before = line.words[at - 1]
-    touching = before.span.end == word.span.start
+    touching = before.end == word.start
     if word == before and touching and word.type in ("AMPERSAND", "BAR"):
         instead = "and" if word.type == "AMPERSAND" else "or"
         return Diagnostic(f"unexpected '{word}{word}'", _covering(before, word), f"write '{instead}'")
@@ -478,7 +490,7 @@ def _explained(line: Line, error: UnexpectedToken) -> Diagnostic:
         return Diagnostic(f"expected a name, found '{shown}'", word.span)
     if word.type == "EQUAL" and "COMPARE" in expected:
         following = line.words[at + 1] if at + 1 < len(line.words) else None
-        if following is not None and following in ("<", ">") and following.span.start == word.span.end:
+        if following is not None and following in ("<", ">") and following.start == word.end:
             return Diagnostic(f"unexpected '={following}'", _covering(word, following), f"write '{following}='")
         return Diagnostic("unexpected '='", word.span, "'==' compares")
     if word.type in ("RPAR", "RSQB") and "INTEGER" not in expected:

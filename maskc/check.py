@@ -7,7 +7,6 @@ functions inlined. What depends on the sizes of a call is left to `maskc.sizes`.
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -165,8 +164,12 @@ def _read(source: Source) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
 def _check(file: syntax.File, found: Sequence[Diagnostic] = ()) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
     checker = _Checker(list(found))
     specs: list[MaskSpec] = []
-    with suppress(LimitError):
+    try:
         specs += checker.file(file)
+    except LimitError:
+        pass  # said in what was found
+    except RecursionError:  # the caller left too little of Python's stack for what the limits allow
+        checker.found.append(Diagnostic("this file is nested too deeply", hint="give parts a name with 'let'"))
     # Warnings inside the standard library are not the user's; a mistake there is shown where it is.
     mine = [d for d in checker.found if d.severity == "error" or d.span is None or d.span.source is file.source]
     return tuple(specs), sorted(mine, key=lambda d: d.span.start if d.span and d.span.source is file.source else -1)

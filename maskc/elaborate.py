@@ -40,7 +40,8 @@ from maskc.typed import OperandError
 
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
-WORK_LIMIT = 200_000
+WORK_LIMIT = 100_000
+INLINING_LIMIT = 20
 ERROR_LIMIT = 100
 TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"
 
@@ -103,7 +104,9 @@ class Elaborator(ABC):
     found: list[Diagnostic] = field(default_factory=list)
     work: int = 0
     depth: int = 0
-    active: list[syntax.Node] = field(default_factory=list)  # functions, masks and lets being inlined
+    active: list[syntax.Mask | syntax.Function | syntax.Let] = field(
+        default_factory=list
+    )  # functions, masks and lets being inlined
     called: set[int] = field(default_factory=set)  # functions and lets that were read somewhere, by identity
 
     # ---- reports
@@ -145,7 +148,7 @@ class Elaborator(ABC):
         return None if expr is None else self.made(node.span, typed.boolean, expr, what)
 
     def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
-        """A boolean, int or float. A name's place is where it is read, that of a longer expression where it is written."""
+        """A boolean, int or float. The span of a name is where it is read, that of more where it is written."""
         expr = self.scalar(self.value(node, scope, reading), node.span)
         return expr if expr is None or children(expr) else replace(expr, span=node.span)
 
@@ -179,6 +182,8 @@ class Elaborator(ABC):
 
     def value(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Value:
         """What an expression stands for; Unknown where a mistake was reported."""
+        while isinstance(node, syntax.Bracketed):
+            node = node.inner
         self.work += 1
         if self.work > WORK_LIMIT:
             self.report(f"this file has more than {WORK_LIMIT:,} operations once everything is inlined", node.span)
@@ -203,7 +208,7 @@ class Elaborator(ABC):
             case syntax.Boolean():
                 return Literal(Type.BOOL, node.value, span=node.span)
             case syntax.Bracketed():
-                return self.value(node.inner, scope, reading)
+                raise AssertionError("brackets are taken off before")
             case syntax.Attribute():
                 return self._attribute(node, scope, reading)
             case syntax.Subscript():
@@ -414,7 +419,7 @@ class Elaborator(ABC):
         if name in _HABITS:
             return f"write '{_HABITS[name]}'"
         known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
-        close = get_close_matches(name[:60], known[:2000], 1, 0.6) if len(name) > 1 else []
+        close = get_close_matches(name[:60], known[:500], 1, 0.6) if len(name) > 1 else []
         return f"did you mean '{close[0]}'?" if close else None
 
     def _file_let(self, let: LetValue, reading: Reading) -> Value:
@@ -677,7 +682,10 @@ class Elaborator(ABC):
         return True
 
     @contextmanager
-    def _inlining(self, node: syntax.Node) -> Iterator[None]:
+    def _inlining(self, node: syntax.Mask | syntax.Function | syntax.Let) -> Iterator[None]:
+        if len(self.active) > INLINING_LIMIT:
+            self.report(f"functions, masks and lets use each other more than {INLINING_LIMIT} deep", node.name.span)
+            raise LimitError
         self.active.append(node)
         try:
             yield
