@@ -4,8 +4,9 @@ Each gradient tile has one owner that walks its runs of tiles in order, so nothi
 calls give equal bits. The kernel that owns keys computes S^T = K Q^T and never transposes an accumulator.
 """
 
-from maskc.codegen.expression import LOG2_E, Depends, Names, Symbols, Writer, name, settle, shown, unparsed
-from maskc.codegen.template import Lines, Score, exponent, fill, score_lines, walk_next, walk_start
+from maskc.codegen.expression import Names, Symbols, Writer, shown
+from maskc.codegen.settle import LOG2_E, Depends
+from maskc.codegen.template import Lines, Score, exponent, fill, keep_lines, score_lines, walk_next, walk_start
 from maskc.spec import MaskSpec, Side
 
 ROWS = '''
@@ -133,7 +134,7 @@ def backward_queries_kernel(
         v_tile = tl.load(v_pointers + tile.to(INTEGER) * (BLOCK_K * v_row_stride), mask=k_exists[:, None], other=0.0)
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         <<partial_pair>>
-        keep = <<keep>>
+        <<keep>>
         weights = tl.where(keep, tl.exp2(<<partial_exponent>>), 0.0)
         d_weights = tl.dot(d_out_tile, tl.trans(v_tile), input_precision=PRECISION)
         d_products = <<partial_gradient>>
@@ -251,7 +252,7 @@ def backward_keys_kernel(
             products = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION)
             row_bound = tl.load(bound_pointers + tile * BLOCK_Q, mask=q_exists, other=float("inf"))
             <<partial_pair>>
-            keep = <<keep>>
+            <<keep>>
             weights = tl.where(keep, tl.exp2(<<partial_exponent>>), 0.0)
             d_out_row_pointers = d_out_pointers + tile.to(INTEGER) * (BLOCK_Q * d_out_row_stride)
             d_out_tile = tl.load(d_out_row_pointers, mask=q_exists[:, None], other=0.0)
@@ -291,10 +292,9 @@ def owned_kernel(
     walked, end = ("k", Depends.K) if owner is Side.Q else ("q", Depends.Q)
     blanks: dict[str, str | Lines] = {"plain": plain, "mask_arguments": arguments, "log2_e": repr(LOG2_E)}
     for part in ("full", "partial"):
-        body = writer.body()
+        body = writer.body(score.predicate if part == "partial" else None, score.changed, score.slope)
         if part == "partial":
-            kept = writer.predicate(settle(spec.predicate, spec), {end: name(f"{walked}_exists")})
-            blanks["keep"] = unparsed(kept)
+            blanks["keep"] = keep_lines(score, writer, end, f"{walked}_exists")
         blanks[f"{part}_exponent"] = exponent(score, writer, owner, bound)
         blanks[f"{part}_gradient"] = gradient(score, writer, delta)
         blanks[f"{part}_inner"] = [str(a) for a in body.inner]

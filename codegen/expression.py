@@ -1,24 +1,20 @@
 """Expressions as Triton text: what is computed once, per query, per key or per pair, and how each operator is written.
 
-`settle` rewrites an expression so that little of it is left per pair; it changes no value. `Writer` turns settled
-expressions into assignments, as Python `ast` nodes that `ast.unparse` prints. Floats that decide a pair are float64,
-those of a score are float32; integers have the width INTEGER that the launch chose. Types, names and ranges are taken
-to be right.
+A `Writer` turns settled expressions into assignments, as Python `ast` nodes that `ast.unparse` prints. Floats that
+decide a pair are float64, those of a score are float32; integers have the width INTEGER that the launch chose. Types,
+names and ranges are taken to be right.
 """
 
 import ast
 import keyword
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntFlag
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import assert_never
 
-from maskc.bounds import lower_division
+from maskc.codegen.settle import Depends, depends, terms_of
 from maskc.spec import (
     COMPARISONS,
-    FALSE,
     TRUE,
     AxisSize,
     Binary,
@@ -49,203 +45,6 @@ from maskc.spec import (
     rebuild,
     walk,
 )
-
-LOG2_E = 1.4426950408889634
-
-
-class Depends(IntFlag):
-    """On which ends of a pair a value depends."""
-
-    NONE = 0
-    Q = 1
-    K = 2
-    PAIR = 3
-
-
-def depends(expr: Expr) -> Depends:
-    """The ends of a pair that an expression reads."""
-    found = Depends.NONE
-    for node in walk(expr):
-        match node:
-            case Position() | Coordinate():
-                found |= Depends.Q if node.side is Side.Q else Depends.K
-            case Score():
-                found |= Depends.PAIR
-            case _:
-                pass
-    return found
-
-
-def reads_score(expr: Expr) -> bool:
-    """Whether the score that the pair starts with occurs in it."""
-    return any(isinstance(node, Score) for node in walk(expr))
-
-
-# Settling: the same value with less work per pair.
-
-
-def settle(expr: Expr, spec: MaskSpec) -> Expr:
-    """An equal expression: constants folded, comparisons and residues taken apart by side, C division where proven."""
-    return lower_division(_settled(expr), spec.inputs)
-
-
-def settled(spec: MaskSpec) -> MaskSpec:
-    """The spec with the expressions that its kernels compute: what has to fit their integers."""
-    return replace(spec, clauses=tuple(settle(c, spec) for c in spec.clauses), score=settle(spec.score, spec))
-
-
-def _settled(expr: Expr) -> Expr:
-    return _sided(_folded(rebuild(expr, _settled)))
-
-
-_FOLDS: Mapping[BinaryOp, Callable[..., bool | int | float]] = {
-    BinaryOp.ADD: operator.add,
-    BinaryOp.SUB: operator.sub,
-    BinaryOp.MUL: operator.mul,
-    BinaryOp.MIN: min,
-    BinaryOp.MAX: max,
-    BinaryOp.LT: operator.lt,
-    BinaryOp.LE: operator.le,
-    BinaryOp.GT: operator.gt,
-    BinaryOp.GE: operator.ge,
-    BinaryOp.EQ: operator.eq,
-    BinaryOp.NE: operator.ne,
-}
-
-
-def _folded(expr: Expr) -> Expr:
-    """Constants computed; `and`, `or`, `not` and conditions on a constant resolved."""
-    match expr:
-        case Cast(operand=Literal() as inner):
-            return Literal(expr.type, float(inner.value) if expr.type is Type.FLOAT else int(inner.value))
-        case Unary(op=UnaryOp.NEG, operand=Literal() as inner):
-            return Literal(expr.type, -inner.value)
-        case Unary(op=UnaryOp.NOT, operand=Literal() as inner):
-            return Literal(Type.BOOL, not inner.value)
-        case Binary(op=BinaryOp.AND, left=left, right=right) if TRUE in (left, right):
-            return right if left == TRUE else left
-        case Binary(op=BinaryOp.AND, left=left, right=right) if FALSE in (left, right):
-            return FALSE
-        case Binary(op=BinaryOp.OR, left=left, right=right) if FALSE in (left, right):
-            return right if left == FALSE else left
-        case Binary(op=BinaryOp.OR, left=left, right=right) if TRUE in (left, right):
-            return TRUE
-        case Binary(left=Literal() as left, right=Literal() as right) if expr.op in _FOLDS:
-            return Literal(expr.type, _FOLDS[expr.op](left.value, right.value))
-        case Select(condition=Literal() as condition):
-            return expr.then if condition.value else expr.otherwise
-        case _:
-            return expr
-
-
-def _sided(expr: Expr) -> Expr:
-    """Comparisons of sums and residues of differences with the query's terms on one side and the key's on the other."""
-    match expr:
-        case Binary(op=op, left=Binary(op=BinaryOp.MOD) as residue, right=Literal(value=0)) if (
-            op in (BinaryOp.EQ, BinaryOp.NE) and residue.type is Type.INT and depends(residue.right) is Depends.NONE
-        ):
-            apart = _apart(_terms(residue.left))
-            if apart is None:
-                return expr
-            q_residue, k_residue = (replace(residue, left=side) for side in apart)
-            return replace(expr, left=q_residue, right=k_residue)
-        case Binary(op=BinaryOp.LT | BinaryOp.LE, left=Unary(op=UnaryOp.ABS) as distance) if (
-            expr.left.type is Type.INT
-            and depends(expr.right) is Depends.NONE
-            and _apart(_terms(distance.operand)) is not None
-        ):
-            above = replace(expr, left=distance.operand)
-            below = replace(expr, left=_negative(distance.operand))
-            return Binary(Type.BOOL, BinaryOp.AND, _sided(above), _sided(below))
-        case Binary(op=op, left=left, right=right) if op in COMPARISONS and left.type is Type.INT:
-            terms = _terms(left) + [(-sign, term) for sign, term in _terms(right)]
-            if any(sign < 0 and depends(term) is Depends.Q for sign, term in terms):
-                op, terms = _MIRRORED.get(op, op), [(-sign, term) for sign, term in terms]
-            apart = _apart(terms)
-            return expr if apart is None else replace(expr, op=op, left=apart[0], right=apart[1])
-        case Cast(type=Type.FLOAT, operand=Unary(op=UnaryOp.ABS | UnaryOp.NEG) as inner):
-            return replace(inner, type=Type.FLOAT, operand=_sided(replace(expr, operand=inner.operand)))
-        case Cast(type=Type.FLOAT, operand=Binary(op=BinaryOp.MIN | BinaryOp.MAX) as inner):
-            left, right = (_folded(_sided(replace(expr, operand=x))) for x in (inner.left, inner.right))
-            return replace(inner, type=Type.FLOAT, left=left, right=right)
-        case _:
-            return expr
-
-
-_Terms = list[tuple[int, Expr]]
-_MIRRORED = {
-    BinaryOp.LT: BinaryOp.GT,
-    BinaryOp.LE: BinaryOp.GE,
-    BinaryOp.GT: BinaryOp.LT,
-    BinaryOp.GE: BinaryOp.LE,
-}
-
-
-def _terms(expr: Expr) -> _Terms:
-    """The signed terms of an integer sum."""
-    match expr:
-        case Binary(op=BinaryOp.ADD, left=left, right=right):
-            return _terms(left) + _terms(right)
-        case Binary(op=BinaryOp.SUB, left=left, right=right):
-            return _terms(left) + [(-sign, term) for sign, term in _terms(right)]
-        case Unary(op=UnaryOp.NEG, operand=operand):
-            return [(-sign, term) for sign, term in _terms(operand)]
-        case Literal(value=0):
-            return []
-        case _:
-            return [(1, expr)]
-
-
-def _apart(terms: _Terms) -> tuple[Expr, Expr] | None:
-    """(a, b) with a - b the sum of the terms, a free of the key, b of the query; None where that cannot be."""
-    q_terms = [t for t in terms if depends(t[1]) is not Depends.K]
-    k_terms = [(-sign, term) for sign, term in terms if depends(term) is Depends.K]
-    ends = [depends(term) for _, term in terms]
-    if Depends.PAIR in ends or Depends.Q not in ends or Depends.K not in ends:
-        return None
-    return _sum(q_terms), _sum(k_terms)
-
-
-def _sum(terms: _Terms) -> Expr:
-    """The sum written with a positive term first where there is one."""
-    ordered = sorted(terms, key=lambda t: t[0] < 0)
-    sign, total = ordered[0]
-    if sign < 0:
-        total = _negative(total)
-    for sign, term in ordered[1:]:
-        total = Binary(Type.INT, BinaryOp.ADD if sign > 0 else BinaryOp.SUB, total, term)
-    return total
-
-
-def _negative(expr: Expr) -> Expr:
-    return _folded(Unary(Type.INT, UnaryOp.NEG, expr))
-
-
-def scaled(expr: Expr, factor: float) -> Expr:
-    """factor * expr for a float expression, the factor put where it is multiplied fewest times."""
-    match expr:
-        case Literal():
-            return Literal(Type.FLOAT, expr.value * factor)
-        case Unary(op=UnaryOp.NEG):
-            return replace(expr, operand=scaled(expr.operand, factor))
-        case Binary(op=BinaryOp.MUL, left=left, right=right):
-            if _cost(left) <= _cost(right):
-                return replace(expr, left=scaled(left, factor))
-            return replace(expr, right=scaled(right, factor))
-        case Binary(op=BinaryOp.DIV) if not reads_score(expr.left):
-            return replace(expr, left=scaled(expr.left, factor))
-        case _:
-            return Binary(Type.FLOAT, BinaryOp.MUL, expr, Literal(Type.FLOAT, factor))
-
-
-def _cost(expr: Expr) -> int:
-    """Order of places to multiply: constants, scalars, vectors, pairs."""
-    if isinstance(expr, Literal):
-        return -1
-    return int(depends(expr)) if not reads_score(expr) else 4
-
-
-# Writing: settled expressions as assignments.
 
 
 def name(text: str) -> ast.expr:
@@ -400,16 +199,18 @@ class Writer:
 
     # What the kernels ask for.
 
-    def body(self) -> Body:
-        """A loop of its own: what is written until the next call belongs to it."""
+    def body(self, *exprs: Expr | None) -> Body:
+        """A loop that computes these settled expressions; what is written until the next call belongs to it."""
         self._body = Body()
         self._uses = Counter()
+        for expr in exprs:
+            if expr is not None:
+                self._count(self._intern(expr))
         return self._body
 
-    def predicate(self, expr: Expr, inside: Mapping[Depends, ast.expr]) -> ast.expr:
-        """A settled predicate for a tile of pairs, and-ed with the vectors that say which rows or columns exist."""
+    def predicate(self, expr: Expr, inside: Mapping[Depends, ast.expr]) -> Sequence[ast.expr]:
+        """A settled predicate for a tile of pairs as what has to hold together, with the vectors of what exists."""
         root = self._intern(expr)
-        self._count(root)
         groups: dict[Depends, list[ast.expr]] = {Depends.NONE: []}
         groups |= {end: [inside[end]] if end in inside else [] for end in (self.owner, Depends.PAIR ^ self.owner)}
         groups[Depends.PAIR] = []
@@ -417,23 +218,17 @@ class Writer:
             if clause != TRUE:
                 groups[self._depends_on(clause)].append(self._write(clause, False))
         parts = []
-        for end, group in groups.items():
-            joined = both(group)
+        for end in (Depends.NONE, self.owner, Depends.PAIR ^ self.owner):
+            joined = both(groups[end])
             if joined is not None:
-                known = (
-                    joined
-                    if isinstance(joined, ast.Name) or end is Depends.PAIR
-                    else self._bind(joined, end, "kept", "")
-                )
+                known = joined if isinstance(joined, ast.Name) else self._bind(joined, end, "kept", "")
                 parts.append(self._spread(known, end, Depends.PAIR))
-        result = both(parts)
-        assert result is not None, "a loop over tiles always has a vector of what exists"
-        return result
+        # A tile-wide part comes before a scalar, so that the result has the tile's shape from there on.
+        return sorted(parts, key=lambda part: isinstance(part, ast.Name)) + groups[Depends.PAIR]
 
     def number(self, expr: Expr) -> ast.expr:
         """A settled float32 expression, ready to be combined with a tile of pairs."""
         root = self._intern(expr)
-        self._count(root)
         return self._at(root, Depends.PAIR, False)
 
     # Sharing.
@@ -524,7 +319,9 @@ class Writer:
         where = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}[end]
         match expr:
             case Read():
-                return f"{expr.input}{where}"
+                return f"{expr.input}{where or '_value'}"
+            case Parameter():
+                return f"{expr.name}_value"
             case Coordinate():
                 return f"{expr.axis}{where}"
             case Binary(op=op) if op in COMPARISONS:
@@ -563,6 +360,10 @@ class Writer:
                 return name("score")
             case Unary():
                 return self._unary(expr, double)
+            case Binary(op=BinaryOp.SUB, left=Position() as position, right=Offset() as offset) if (
+                position.side is offset.side
+            ):
+                return parsed(f"{position.side.value}_rows.to(INTEGER)")
             case Binary():
                 return self._binary(expr, double)
             case Select():
@@ -656,7 +457,7 @@ class Writer:
         ones keep the relative error of a float at any length; a conversion per pair would cost as much as the dot
         product.
         """
-        terms = _terms(expr)
+        terms = terms_of(expr)
         positions = [(sign, term) for sign, term in terms if isinstance(term, Position)]
         others = [t for t in terms if not isinstance(t[1], Position)]
         if sorted(sign for sign, _ in positions) != [-1, 1] or {t.side for _, t in positions} != set(Side):  # type: ignore[union-attr]
@@ -793,8 +594,9 @@ class Writer:
         checks: dict[Depends, list[ast.expr]] = {}
         for dim, (index, kind) in enumerate(zip(expr.indices, (d.kind for d in spec.dims), strict=True)):
             part = self._depends_on(index)
-            value = self._write(index, False)
-            if not isinstance(value, ast.Name | ast.Constant) and not _is_counter(index, kind):
+            counter = _is_counter(index, kind)
+            value = name(str(index)) if counter else self._write(index, False)
+            if not isinstance(value, ast.Name | ast.Constant):
                 value = self._bind(value, part, f"index{_SUFFIX[part]}", str(index))
             width = "tl.int64" if part is Depends.NONE else "INTEGER"
             wide = call("tl.full", parsed("()"), value, parsed(width)) if isinstance(value, ast.Constant) else value
@@ -804,7 +606,7 @@ class Writer:
                 f"{pointer}_stride_{dim}" if part is Depends.NONE else f"{pointer}_stride_{dim}.to(INTEGER)"
             )
             offsets.setdefault(part, []).append(infix(wide, ast.Mult(), stride))
-            if not _is_counter(index, kind):
+            if not counter:
                 size = name(f"{pointer}_size_{dim}")
                 checks.setdefault(part, []).append(compared(value, ast.GtE(), ast.Constant(0)))
                 checks[part].append(compared(value, ast.Lt(), size))
@@ -829,7 +631,7 @@ class Writer:
         for part in sorted(checks):
             joined = both(checks[part])
             assert joined is not None
-            known = joined if part is end else self._bind(joined, part, f"exists{_SUFFIX[part]}", "")
+            known = self._bind(joined, part, f"exists{_SUFFIX[part]}", "")
             parts.append(self._spread(known, part, end))
         return both(parts)
 

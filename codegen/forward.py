@@ -1,7 +1,8 @@
 """The text of the forward kernel: online softmax over the runs of full, then of partial key tiles."""
 
-from maskc.codegen.expression import LOG2_E, Depends, Names, Symbols, Writer, name, settle, unparsed
-from maskc.codegen.template import Lines, Score, fill, score_lines, scores_text, walk_next, walk_start
+from maskc.codegen.expression import Names, Symbols, Writer
+from maskc.codegen.settle import LOG2_E, Depends
+from maskc.codegen.template import Lines, Score, fill, keep_lines, score_lines, scores_text, walk_next, walk_start
 from maskc.spec import MaskSpec, Side
 
 LN_2 = 0.6931471805599453
@@ -93,7 +94,7 @@ def forward_kernel(
         k_tile = tl.load(k_pointers + tile.to(INTEGER) * (BLOCK_K * k_row_stride), mask=k_exists[:, None], other=0.0)
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         <<partial_pair>>
-        keep = <<keep>>
+        <<keep>>
         scores = tl.where(keep, <<partial_scores>>, float("-inf"))
         highest = tl.maximum(row_max, tl.max(scores, 1))
         base = tl.where(highest == float("-inf"), 0.0, highest)
@@ -145,10 +146,10 @@ def kernel(spec: MaskSpec, symbols: Symbols, names: Names, arguments: Lines, pla
     """
     score = Score(spec)
     writer = Writer(spec, Side.Q, symbols, names)
-    full = writer.body()
+    full = writer.body(score.changed)
     full_scores = _FROM_PRODUCTS if score.plain else [f"scores = {scores_text(score, writer, Side.Q)}", *_FROM_SCORES]
-    partial = writer.body()
-    keep = writer.predicate(settle(spec.predicate, spec), {Depends.K: name("k_exists")})
+    partial = writer.body(score.predicate, score.changed)
+    keep = keep_lines(score, writer, Depends.K, "k_exists")
     partial_scores = "products * scale_log2" if score.plain else scores_text(score, writer, Side.Q)
     prepared = score_lines(score)
     text = fill(
@@ -171,7 +172,7 @@ def kernel(spec: MaskSpec, symbols: Symbols, names: Names, arguments: Lines, pla
             "partial_start": walk_start("partial"),
             "partial_inner": [str(a) for a in partial.inner],
             "partial_pair": [*prepared, *(str(a) for a in partial.pair)],
-            "keep": unparsed(keep),
+            "keep": keep,
             "partial_scores": partial_scores,
             "partial_next": walk_next("partial"),
         },

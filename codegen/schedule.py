@@ -1,8 +1,8 @@
 """Which tile, how many warps and how deep a pipeline: a table per target, and a model that keeps what cannot fit out.
 
 Nothing is measured at run time. The table lists configurations best first; the first one whose shared memory and
-registers fit by the model is taken, and the smallest fits every target. `benchmarks/static.py` holds the choice for sm_90
-against the compiler's own figures.
+registers fit by the model is taken, and the smallest fits every target. `benchmarks/static.py` holds the choice for
+sm_90 against the compiler's own figures.
 """
 
 from dataclasses import dataclass

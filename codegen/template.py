@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from textwrap import dedent, indent
 
-from maskc.codegen.expression import LOG2_E, Depends, Writer, depends, reads_score, scaled, settle, shown
+from maskc.codegen.expression import Writer, name, shown, unparsed
+from maskc.codegen.settle import LOG2_E, Depends, depends, grouped, reads_score, scaled, settle
 from maskc.derivative import ZERO, derivative, is_additive
 from maskc.spec import SCORE, Expr, MaskSpec, Side
 
@@ -76,12 +77,12 @@ class Score:
     def bias(self) -> Expr | None:
         """What is added to the score, times log2(e); None where the score has another form."""
         added = is_additive(self.spec.score)
-        return None if added is None else scaled(settle(added, self.spec), LOG2_E)
+        return None if added is None else grouped(scaled(settle(added, self.spec), LOG2_E))
 
     @cached_property
     def final(self) -> Expr:
         """The final score times log2(e)."""
-        return scaled(settle(self.spec.score, self.spec), LOG2_E)
+        return grouped(scaled(settle(self.spec.score, self.spec), LOG2_E))
 
     @cached_property
     def final_reads_score(self) -> bool:
@@ -96,7 +97,19 @@ class Score:
     @cached_property
     def slope(self) -> Expr | None:
         """d final score / d initial score; None where it is 1."""
-        return None if is_additive(self.spec.score) is not None else settle(derivative(self.spec.score), self.spec)
+        if is_additive(self.spec.score) is not None:
+            return None
+        return grouped(settle(derivative(self.spec.score), self.spec))
+
+    @cached_property
+    def predicate(self) -> Expr:
+        """What decides a pair."""
+        return settle(self.spec.predicate, self.spec)
+
+    @cached_property
+    def changed(self) -> Expr | None:
+        """What the score takes beyond the products; None where nothing."""
+        return None if self.plain else self.bias if self.bias is not None else self.final
 
 
 def score_lines(score: Score) -> Lines:
@@ -107,8 +120,8 @@ def score_lines(score: Score) -> Lines:
 def scores_text(score: Score, writer: Writer, owner: Side) -> str:
     """The final scores of a tile in base 2, for a spec that changes them."""
     if score.bias is not None:
-        return f"tl.fma(products, scale_log2, {shown(writer.number(score.bias))})"
-    value = shown(writer.number(score.final))
+        return f"tl.fma(products, scale_log2, {unparsed(writer.number(score.bias))})"
+    value = unparsed(writer.number(score.final))
     if score.full_shape:
         return value
     shape = "(BLOCK_Q, BLOCK_K)" if owner is Side.Q else "(BLOCK_K, BLOCK_Q)"
@@ -121,4 +134,10 @@ def exponent(score: Score, writer: Writer, owner: Side, bound: str) -> str:
         return f"tl.fma(products, scale_log2, -{bound})"
     if score.bias is not None:
         return f"tl.fma(products, scale_log2, {shown(writer.number(score.bias))} - {bound})"
-    return f"{scores_text(score, writer, owner)} - {bound}"
+    return f"({scores_text(score, writer, owner)}) - {bound}"
+
+
+def keep_lines(score: Score, writer: Writer, end: Depends, exists: str) -> Lines:
+    """The assignments of `keep`, one for each thing that has to hold; `exists` says which of the walked side do."""
+    parts = [unparsed(part) for part in writer.predicate(score.predicate, {end: name(exists)})]
+    return [f"keep = {part}" if number == 0 else f"keep &= {part}" for number, part in enumerate(parts)]

@@ -1,10 +1,10 @@
 """Generated kernel files on disk, named by the hash of their content.
 
-The folder is `MASKC_CACHE_DIR`, else `maskc` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`); it is private
-(mode 0700) and holds `kernels/` and `triton/`, the cache of the Triton compiler. A file's name is the SHA-256 of its text
-and of Triton's version: a reader computes it again before it uses a text, so damaged and foreign files are rebuilt and
-never run. Files appear complete or not at all (temporary file, then `os.replace`), so any number of processes may race.
-Where the folder cannot be written, a private temporary one serves the process.
+The folder is `MASKC_CACHE_DIR`, else `maskc` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`); it is
+private (mode 0700) and holds `kernels/` and `triton/`, the cache of the Triton compiler. A file's name is the SHA-256
+of its text and of Triton's version: a reader computes it again before it uses a text, so damaged and foreign files are
+rebuilt and never run. Files appear complete or not at all (temporary file, then `os.replace`), so any number of
+processes may race. Where the folder cannot be written, a private temporary one serves the process.
 """
 
 import atexit

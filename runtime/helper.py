@@ -1,8 +1,8 @@
 """The helper process of the `interpret` engine: runs functions of kernel files on tensors that come through a pipe.
 
-Triton decides when it is imported whether kernels are interpreted or compiled, so interpretation needs a process of its
-own. Messages are a length, a JSON header and the tensors' bytes; no code and no pickles travel. A request names a kernel
-file of the cache, whose content is proven before it runs, and one of its functions.
+Triton decides when it is imported whether kernels are interpreted or compiled, so interpretation needs a process of
+its own. Messages are a length, a JSON header and the tensors' bytes; no code and no pickles travel. A request names a
+kernel file of the cache, whose content is proven before it runs, and one of its functions.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The engine `interpret`: the generated kernels under Triton's interpreter, for CPU tensors of float32 and float16.
 
-For tests and for reading along, not for speed. The kernels run in a helper process that is started on first use, reused,
-and ended with this one; if it dies, the call raises and the next one starts another.
+For tests and for reading along, not for speed. The kernels run in a helper process that is started on first use,
+reused, and ended with this one; if it dies, the call raises and the next one starts another.
 """
 
 import atexit
@@ -98,7 +98,7 @@ _running: list[_Helper] = []
 
 
 def _ask(request: dict[str, Any]) -> Any:
-    """Asks the helper process, which is started if there is none, or if this process is a fork of the one that has it."""
+    """Asks the helper process; it is started if there is none, or if this process is a fork of the one that has it."""
     with _lock:
         if _running and (_running[0].owner != os.getpid() or _running[0].process.poll() is not None):
             _running.clear()
@@ -132,7 +132,7 @@ def _check_versions() -> None:
     numpy = metadata.version("numpy")
     if _leading(version) < (3, 7) and _leading(numpy) >= (2, 4):
         raise MaskUnsupportedError(
-            f"engine 'interpret' needs triton >= 3.7 with NumPy >= 2.4; installed are triton {version} and NumPy {numpy}"
+            f"engine 'interpret' needs triton >= 3.7 with NumPy >= 2.4; here are triton {version} and NumPy {numpy}"
         )
 
 

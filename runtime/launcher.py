@@ -1,8 +1,8 @@
-"""The engine `triton`: picks variant and configuration of the generated kernels, and launches them on the tensors' device.
+"""The engine `triton`: picks variant and configuration of the generated kernels, and launches them on the GPU.
 
 Nothing here waits for the device or reads data. A kernel is compiled on its first launch with a new *compile key*: the
-hash of its text, its dtypes and its compile-time arguments. Lengths, strides, parameter values and contents are not part
-of it; `compile_keys` lists the keys so far.
+hash of its text, its dtypes and its compile-time arguments. Lengths, strides, parameter values and contents are not
+part of it; `compile_keys` lists the keys so far.
 """
 
 import hashlib

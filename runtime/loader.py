@@ -1,7 +1,7 @@
 """KernelSource -> module, and KernelSource -> compiled text of any stage for any target, with no GPU present.
 
-A module is executed from the text in memory, and Python's line cache (from which Triton reads a kernel's source) is given
-the same text: what lies on disk under the file's name is for readers and for the interpreter's helper process.
+A module is executed from the text in memory, and Python's line cache, from which Triton reads a kernel's source, is
+given the same text: what lies on disk under the file's name is for readers and for the interpreter's helper process.
 """
 
 import importlib.util

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from maskc import bounds
-from maskc.codegen.expression import settled
+from maskc.codegen.settle import settled
 from maskc.codegen.schedule import Configuration, check
 from maskc.codegen.source import KernelSource
-from maskc.diagnostics import MaskUnsupportedError
 from maskc.runtime.inputs import Call
 from maskc.spec import DimKind, MaskSpec, Sizes
 
