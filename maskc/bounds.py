@@ -290,8 +290,9 @@ class Analysis:
         parts = _chain(self.predicate, BinaryOp.AND)
         tables = [(part, self._tables[id(part)].dims) for part in parts if id(part) in self._tables]
         axes = [axis for _, dims in tables for axis in {dim.axis for dim in dims}]
-        on_grid = "" not in axes and len(axes) > 0
-        if len(tables) < len(parts) or len(set(axes)) < len(axes) or (on_grid and not self._whole_grid):
+        on_grid = len(axes) > 0 and axes != [""]
+        separate = len(set(axes)) == len(axes) and not (on_grid and "" in axes)
+        if len(tables) < len(parts) or not separate or (on_grid and not self._whole_grid):
             return None
         free = set(self.sizes.axis if on_grid else [""]) - set(axes)
         total: Any = math.prod(self._span_length(side, axis) for side in Side for axis in free)
@@ -317,7 +318,8 @@ class Analysis:
             kept = kept @ self._weights(dim)
         sides = {(side, dim.axis) for dim in dims for side in (Side if dim.side is None else (dim.side,))}
         unread = {(side, dim.axis) for dim in dims for side in Side} - sides
-        return kept.astype(np.int64) * math.prod(self._span_length(side, axis) for side, axis in unread)
+        counts: NDArray[np.int64] = kept.astype(np.int64)
+        return counts * math.prod(self._span_length(side, axis) for side, axis in unread)
 
     def _weights(self, dim: Dim) -> NDArray[np.int64]:
         """How many pairs, positions or coordinates have each value of a table's number."""
@@ -325,7 +327,8 @@ class Analysis:
         if dim.side is None:
             q, k = (self._span_length(side, dim.axis) for side in Side)
             difference = np.arange(extent) - origin
-            return np.maximum(0, np.minimum(q, k + difference) - np.maximum(0, difference))
+            overlap: NDArray[np.int64] = np.minimum(q, k + difference) - np.maximum(0, difference)
+            return overlap.clip(min=0)
         start = (self.sizes.offset(dim.side) or 0) if dim.axis == "" else 0
         places = start + np.arange(self._span_length(dim.side, dim.axis))
         return np.bincount(places // dim.divisor + origin, minlength=extent)

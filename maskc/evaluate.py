@@ -356,7 +356,7 @@ def _is_float(xp: Any, x: Array) -> bool:
 
 def _numpy_erf(x: Array) -> Array:
     """numpy has no erf; the C library's, entry by entry."""
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float64) if np.ndim(x) else np.float64(math.erf(float(x)))
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
 
 
 def quiet(xp: Any) -> AbstractContextManager[Any]:

@@ -49,7 +49,7 @@ class Truth(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """Every value lies in [low, high] or, where `nan` is true, may be NaN."""
+    """Every value lies in [low, high] or, where `nan` is true, may be NaN; low > high where there is no other value."""
 
     low: Array
     high: Array
@@ -188,10 +188,13 @@ class Ranges:
                 assert_never(expr)
 
     def _literal(self, expr: Literal) -> Interval:
-        value = self._scalar(float(expr.value), self._xp.float64)
-        if expr.type is Type.INT:
-            return self._whole(value, value)
-        return Interval(value, value, nan=math.isnan(expr.value))
+        number = float(expr.value)
+        if math.isnan(number):
+            return Interval(
+                self._scalar(math.inf, self._xp.float64), self._scalar(-math.inf, self._xp.float64), nan=True
+            )
+        value = self._scalar(number, self._xp.float64)
+        return self._whole(value, value) if expr.type is Type.INT else Interval(value, value)
 
     def _selected(self, expr: Select) -> Interval:
         xp = self._xp

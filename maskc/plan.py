@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.bounds import Analysis, Truth, class_chunks, tile_counts
-from maskc.evaluate import Pairs, constants, evaluate
+from maskc.evaluate import Array, Pairs, constants, evaluate
 from maskc.spec import TRUE, Expr, MaskSpec, Side, Sizes, conjunction
 
 Int32 = NDArray[np.int32]
@@ -249,6 +249,67 @@ def _tile_runs(start: Int32, stop: Int32, count: Int32, maps: int, rows: int) ->
 
 def _all(pieces: list[Int32]) -> Int32:
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+
+def runs_on_device(
+    classes: Array, sizes: Sizes, tile: tuple[int, int], xp: Any
+) -> tuple[tuple[TileRuns, TileRuns], tuple[TileRuns, TileRuns]]:
+    """(by_query, by_key) of a part, as `build` has them, from the classes of all tiles, with no look at the data.
+
+    classes: uint8 [maps, q_tiles, k_tiles] of numpy or torch (module `xp`), from `Analysis.every`. The arrays of
+    the runs lie where the classes do. Every row of n tiles has room for ceil(n / 2) runs, the most there can
+    be, and `first` steps by that; what lies behind a row's last run is 0. All in all that is 16 bytes a tile.
+    """
+    full, partial = classes == Truth.ALWAYS, classes == Truth.DEPENDS
+    for axis, (length, size) in enumerate(((sizes.q_len, tile[0]), (sizes.k_len, tile[1])), start=1):
+        if length % size:
+            crosses = _counted(classes, xp, axis) == classes.shape[axis] - 1
+            full, partial = full & ~crosses, partial | (full & crosses)
+    by_query = (_spaced_runs(full, xp), _spaced_runs(partial, xp))
+    return by_query, (_spaced_runs(xp.swapaxes(full, 1, 2), xp), _spaced_runs(xp.swapaxes(partial, 1, 2), xp))
+
+
+def _spaced_runs(live: Array, xp: Any) -> TileRuns:
+    """Runs of bool [maps, rows, tiles]; the n-th run of a row is written to slot n of the row's own room."""
+    room = (live.shape[2] + 1) // 2
+    gap = xp.zeros_like(live[:, :, :1])
+    begins = live & ~xp.concatenate((gap, live[:, :, :-1]), 2)
+    ends = live & ~xp.concatenate((live[:, :, 1:], gap), 2)
+    slot = xp.where(live, xp.cumsum(begins, 2) - 1, room)
+    place = _counted(live, xp, 2)
+    start = _placed(xp, xp.where(begins, slot, room), place, room)
+    stop = _placed(xp, xp.where(ends, slot, room), place + 1, room)
+    first = _counted(live, xp, 0) * live.shape[1] + _counted(live, xp, 1)
+    return TileRuns(
+        first=_int32(xp, first[:, :, 0] * room),
+        tiles=_int32(xp, live.sum(2)),
+        start=start,
+        stop=stop,
+    )
+
+
+def _placed(xp: Any, slot: Array, value: Array, room: int) -> Array:
+    """int32 [maps * rows * room] with value[..., i] at slot[..., i]; slot `room` is thrown away."""
+    value = xp.broadcast_to(_int32(xp, value), slot.shape)
+    spaces = xp.zeros_like(value[:, :, :1]) + xp.zeros_like(_int32(xp, _counted(slot, xp, 2, room + 1)))
+    if xp is np:
+        np.put_along_axis(spaces, slot, value, 2)
+    else:
+        spaces = spaces.scatter(2, slot, value)
+    return spaces[:, :, :room].reshape(-1)
+
+
+def _counted(like: Array, xp: Any, axis: int, length: int | None = None) -> Array:
+    """0, 1, ... along one of three axes, on the device of `like`."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    count = like.shape[axis] if length is None else length
+    numbers = xp.arange(count) if xp is np else xp.arange(count, device=like.device)
+    return numbers.reshape(shape)
+
+
+def _int32(xp: Any, x: Array) -> Array:
+    return x.astype(np.int32) if xp is np else x.to(xp.int32)
 
 
 def tile_map(plan: BlockPlan) -> NDArray[np.uint8]:
