@@ -220,7 +220,7 @@ def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
     sizes = options.call_sizes(spec, chosen)
     broken = reference.refute(spec, sizes, options.call_inputs(spec, sizes, chosen))
     if broken:
-        raise MaskError([Diagnostic(str(witness), witness.claim.span) for witness in broken])
+        raise MaskError([Diagnostic(str(witness), witness.claim.expr.span) for witness in broken])
 
 
 def show_command(chosen: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.diagnostics import Diagnostic, MaskInputError
-from maskc.samples import draw
+from maskc.samples import draw, id_bound
 from maskc.sizes import check_shapes, resolve
 from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
 
@@ -60,7 +60,12 @@ def assignment(text: str) -> tuple[str, str]:
 
 def grid(text: str) -> dict[str, int]:
     """`y=64,x=64`."""
-    return {name: positive(value) for name, value in map(assignment, text.split(","))}
+    sizes: dict[str, int] = {}
+    for name, value in map(assignment, text.split(",")):
+        if name in sizes:
+            raise ArgumentTypeError(f"{name!r} is given twice")
+        sizes[name] = positive(value)
+    return sizes
 
 
 def tile(text: str) -> tuple[int, int]:
@@ -158,6 +163,8 @@ def call_inputs(spec: MaskSpec, sizes: Sizes, arguments: Namespace) -> dict[str,
     generator = np.random.default_rng(arguments.seed)
     inputs = draw(spec, sizes, generator, free_extents(spec, read)) | read
     check_shapes(spec, sizes, {name: array.shape for name, array in inputs.items()})
+    for name, array in read.items():
+        check_promises(spec.input(name), sizes, array)
     return inputs
 
 
@@ -173,6 +180,25 @@ def read_input(wanted: InputSpec, path: str) -> Array:
     if array.dtype.kind not in kinds[wanted.type]:
         raise MaskInputError(f"input {wanted.name!r} is of type {wanted.type.value}, but {path} holds {array.dtype}")
     return array.astype(np.int64) if wanted.type is Type.INT else array
+
+
+def check_promises(declared: InputSpec, sizes: Sizes, array: Array) -> None:
+    """Raises `MaskInputError` with the first entry that breaks `of` or `sorted`, on which the plan relies."""
+    if declared.below is not None:
+        below = id_bound(declared, sizes, array.shape)
+        for place in np.argwhere((array < -1) | (array >= below))[:1]:
+            entry = f"{_entry(declared, place)} is {array[tuple(place)]}"
+            raise MaskInputError(f"input {declared.name!r} has entries in [0, {below}) or -1, but {entry}")
+    if declared.sorted and array.ndim:
+        for place in np.argwhere(array[..., 1:] < array[..., :-1])[:1]:
+            before, after = array[tuple(place)], array[(*place[:-1], place[-1] + 1)]
+            raise MaskInputError(
+                f"input {declared.name!r} is sorted, but {after} follows {_entry(declared, place)} = {before}"
+            )
+
+
+def _entry(declared: InputSpec, place: NDArray[np.int64]) -> str:
+    return f"{declared.name}[{', '.join(map(str, place))}]"
 
 
 def free_extents(spec: MaskSpec, read: Mapping[str, Array]) -> dict[str, int]:

@@ -1,0 +1,150 @@
+"""`maskc check`, and the mistakes that every command answers in the same way."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Maskc = Callable[..., tuple[int, str, str]]
+
+MISTAKE = """\
+mask sliding(window: int = 8):
+    keep q - k < windw
+    keep q + 1
+"""
+MISTAKE_SAID = """\
+wrong.mask:2:18: unknown name 'windw'
+  2 |     keep q - k < windw
+    |                  ^^^^^
+hint: did you mean 'window'?
+"""
+
+
+def test_a_right_spec_is_ok_on_stdout(maskc: Maskc) -> None:
+    assert maskc("check", "window.mask", "documents.mask:whole") == (
+        0,
+        "window.mask: ok\ndocuments.mask:whole: ok\n",
+        "",
+    )
+
+
+def test_mistakes_go_to_stderr_and_the_other_files_are_still_checked(maskc: Maskc) -> None:
+    Path("wrong.mask").write_text(MISTAKE)
+    status, out, err = maskc("check", "wrong.mask", "window.mask")
+    assert (status, out) == (1, "window.mask: ok\n")
+    assert err.startswith(MISTAKE_SAID)
+    assert "wrong.mask:3:10: " in err
+
+
+def test_warnings_do_not_fail(maskc: Maskc) -> None:
+    Path("warn.mask").write_text("mask warn:\n    keep k <= q\n    keep 1 < 2\n")
+    status, out, err = maskc("check", "warn.mask")
+    assert (status, out) == (0, "warn.mask: ok\n")
+    assert err.startswith("warn.mask:3:10: warning: ")
+
+
+def test_claims_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
+    Path("claims.mask").write_text("mask claims:\n    keep k <= q + 1\n    claim k <= q\n")
+    assert maskc("check", "claims.mask") == (0, "claims.mask: ok\n", "")
+    status, out, err = maskc("check", "claims.mask", "--seq", "5")
+    assert (status, out) == (1, "")
+    assert err == (
+        "claims.mask:3:11: claim k <= q fails for the kept pair q = 0, k = 1, head 0, batch row 0\n"
+        "  3 |     claim k <= q\n"
+        "    |           ^^^^^^\n"
+    )
+
+
+def test_preconditions_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
+    assert maskc("check", "grid.mask", "--grid", "y=4,x=4")[0] == 0
+    status, out, err = maskc("check", "grid.mask", "--grid", "y=4,x=4", "-p", "radius=5")
+    assert (status, out) == (1, "")
+    assert err == "mask 'near' claims 'radius <= y.size', which does not hold (radius=5, y.size=4)\n"
+
+
+@pytest.mark.parametrize("command", ["check", "show", "explain", "emit", "run", "verify"])
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("nowhere.mask", "cannot read 'nowhere.mask': No such file or directory"),
+        (".", "cannot read '.': Is a directory"),
+        ("window.mask/x", "cannot read 'window.mask/x': Not a directory"),
+        ("a\0b", "cannot read 'a\0b': embedded null byte"),
+        ("window.mask:windo", "'window.mask' has no mask 'windo'\nhint: did you mean 'window'?"),
+        ("", "cannot read '': No such file or directory"),
+        ("latin.mask", "latin.mask:1:3: this is not UTF-8"),
+        ("empty.mask", "there is no mask in this file"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_one_sentence(maskc: Maskc, command: str, spec: str, sentence: str) -> None:
+    Path("latin.mask").write_bytes("# é\nmask a:\n    pass\n".encode("latin-1"))
+    Path("empty.mask").write_text("")
+    options = {"check": [], "verify": [], "emit": ["--stage", "spec"]}.get(command, ["--seq", "8"])
+    status, out, err = maskc(command, spec, *options)
+    assert (status, out) == (1, "")
+    assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["chek"], "invalid choice: 'chek'"),
+        (["check"], "the following arguments are required: SPEC"),
+        (["show", "window.mask"], "maskc show: error: no size: give --seq N"),
+        (["show", "grid.mask"], "maskc show: error: no size: give --seq N or --grid y=64,x=64"),
+        (["show", "window.mask", "--seq", "many"], "argument --seq: expected a whole number, got 'many'"),
+        (["show", "window.mask", "--seq", "-1"], "argument --seq: expected a number from 0 to 2147483647, got -1"),
+        (
+            ["show", "window.mask", "--seq", "9" * 20],
+            "argument --seq: expected a number from 0 to 2147483647, got 9999",
+        ),
+        (["show", "window.mask", "--seq", "8", "--heads", "0"], "argument --heads: expected a number from 1, got 0"),
+        (["show", "window.mask", "--seq", "8", "--tile", "8x"], "argument --tile: expected a number or QUERIESxKEYS"),
+        (["show", "window.mask", "--seq", "8", "--tile", "0"], "argument --tile: expected a number from 1, got 0"),
+        (["show", "window.mask", "--seq", "8", "-p", "width"], "argument -p: expected name=value, got 'width'"),
+        (["show", "window.mask", "--seq", "8", "-p", "width="], "argument -p: expected name=value, got 'width='"),
+        (["show", "window.mask", "--seq", "8", "-p", "width=x"], "-p width=x: 'width' is of type int"),
+        (["show", "window.mask", "--seq", "8", "-p", "width=1.5"], "-p width=1.5: 'width' is of type int"),
+        (["show", "window.mask", "--seq", "8", "-p", "width=1", "-p", "width=2"], "-p width: given twice"),
+        (["show", "grid.mask", "--seq", "8", "-p", "y=2"], "'y' is an axis; its size is given by --grid y=2"),
+        (["show", "grid.mask", "--grid", "64x64"], "argument --grid: expected name=value, got '64x64'"),
+        (["show", "grid.mask", "--grid", "y=0,x=2"], "argument --grid: expected a number from 1, got 0"),
+        (["show", "grid.mask", "--grid", "y=2,y=3"], "argument --grid: 'y' is given twice"),
+        (["show", "window.mask", "--seq", "8", "--engine", "dense"], "argument --engine: invalid choice: 'dense'"),
+        (["show", "window.mask", "--seq", "8", "--device", "gpu"], "argument --device: expected cpu, cuda, xpu or"),
+        (["show", "window.mask", "--seq", "8", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["emit", "window.mask"], "the following arguments are required: --stage"),
+        (["emit", "window.mask", "--stage", "exe"], "argument --stage: invalid choice: 'exe'"),
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(maskc: Maskc, arguments: list[str], sentence: str) -> None:
+    status, out, err = maskc(*arguments)
+    assert (status, out) == (2, "")
+    assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["window.mask", "--seq", "8", "-p", "widht=2"],
+            "mask 'window' has no parameter 'widht'\nhint: did you mean 'width'?",
+        ),
+        (["grid.mask", "--seq", "8"], "mask 'near' has the axes y, x; give the sizes of all but one"),
+        (["grid.mask", "--grid", "y=2,x=2,z=2"], "mask 'near' has no parameter or axis 'z'"),
+        (["grid.mask", "--grid", "y=2,x=2", "--seq", "8"], "the grid y=2 x x=2 has 4 places; queries and keys need 8"),
+        (["window.mask", "--q-len", "1", "--k-len", "8"], "give q_offset=7 to align the ends"),
+        (["window.mask", "--seq", "8", "--heads", "3", "--kv-heads", "2"], "3 query heads and 2 KV heads"),
+        (["window.mask", "--seq", "8", "--input", "doc=x.npy"], "mask 'window' has no input 'doc'; its inputs: none"),
+        (["documents.mask", "--seq", "8", "--input", "doc=x.npy"], "--input doc=x.npy: cannot be read as an .npy file"),
+        (["documents.mask", "--seq", "8", "--input", "doc=."], "--input doc=.: cannot be read as an .npy file"),
+        (["window.mask", "--seq", "8", "--target", "sm_1"], "no target 'sm_1'; known are sm_80"),
+        (["window.mask", "--seq", "8", "--target", "sm_90", "--dim", "48"], "the head dim of q and k is 48"),
+        (["window.mask", "--seq", "8", "--engine", "triton", "--dtype", "float64"], "q, k and v are float64"),
+    ],
+)
+def test_what_a_spec_does_not_accept_is_one_sentence(maskc: Maskc, arguments: list[str], sentence: str) -> None:
+    status, out, err = maskc("show", *arguments)
+    assert (status, out) == (1, "")
+    assert sentence in err

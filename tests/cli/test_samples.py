@@ -1,0 +1,87 @@
+"""Random inputs keep what a spec promises of them."""
+
+import numpy as np
+import pytest
+
+from maskc import options, samples
+from maskc.check import load
+from maskc.diagnostics import MaskInputError
+from maskc.sizes import resolve
+from maskc.spec import MaskSpec, Sizes
+
+SPEC = """\
+mask many(block: int = 16, top: int = 3):
+    input doc: int[batch, seq] sorted
+    input cluster: int[batch, head, q]
+    input valid: bool[batch, seq]
+    input slope: float[head]
+    input span: int[head]
+    input group: int[batch, seq] of k // block
+    input table: float[n, n]
+    input limit: int
+    keep doc[q] == doc[k] and cluster[q] == cluster[k % q_len] and valid[k] and group[q] == group[k]
+    keep q - k < span and k < limit
+    score += slope + table[q % 2, k % 2]
+"""
+
+
+def drawn(seed: int = 0) -> tuple[MaskSpec, Sizes, dict[str, samples.Array]]:
+    spec = load(SPEC)
+    sizes = resolve(spec, q_len=100, k_len=100, batch=2, heads=4, kv_heads=2, given={})
+    return spec, sizes, samples.draw(spec, sizes, np.random.default_rng(seed), {"n": 5})
+
+
+def test_shapes_and_types() -> None:
+    _, _, found = drawn()
+    assert {name: (array.shape, array.dtype) for name, array in found.items()} == {
+        "doc": ((2, 100), np.int64),
+        "cluster": ((2, 4, 100), np.int64),
+        "valid": ((2, 100), np.bool_),
+        "slope": ((4,), np.float32),
+        "span": ((4,), np.int64),
+        "group": ((2, 100), np.int64),
+        "table": ((5, 5), np.float32),
+        "limit": ((), np.int64),
+    }
+
+
+def test_sorted_ids_ascend_with_repeats() -> None:
+    doc = drawn()[2]["doc"]
+    assert (np.diff(doc) >= 0).all()
+    assert 1 < len(np.unique(doc)) < 50
+
+
+def test_ids_of_a_range_lie_in_it_or_are_padding() -> None:
+    group = drawn()[2]["group"]
+    assert set(np.unique(group)) == {-1, *range(7)}
+
+
+def test_both_booleans_occur() -> None:
+    assert set(np.unique(drawn()[2]["valid"])) == {False, True}
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = (drawn(seed)[2] for seed in (1, 1, 2))
+    assert all((first[name] == again[name]).all() for name in first)
+    assert (first["slope"] != other["slope"]).any()
+
+
+def test_an_empty_range_leaves_padding_alone() -> None:
+    assert (samples.draw_ids((3, 4), 0, np.random.default_rng(0), padded=True) == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "sentence"),
+    [
+        ("group", (1, 3), 7, "input 'group' has entries in [0, 7) or -1, but group[1, 3] is 7"),
+        ("group", (0, 0), -2, "input 'group' has entries in [0, 7) or -1, but group[0, 0] is -2"),
+        ("doc", (1, 99), -1, "input 'doc' is sorted, but -1 follows doc[1, 98] = "),
+    ],
+)
+def test_a_broken_promise_is_named(name: str, place: tuple[int, ...], value: int, sentence: str) -> None:
+    spec, sizes, found = drawn()
+    options.check_promises(spec.input(name), sizes, found[name])
+    found[name][place] = value
+    with pytest.raises(MaskInputError) as caught:
+        options.check_promises(spec.input(name), sizes, found[name])
+    assert sentence in str(caught.value)
