@@ -246,9 +246,9 @@ def multiply(left: Expr, right: Expr) -> Expr:
         left, right = right, left
     if isinstance(left, Literal) and isinstance(right, Literal):
         return number(float(left.value) * float(right.value))
-    if isinstance(left, Literal) and isinstance(right, Binary) and right.op is BinaryOp.MUL:
-        if isinstance(right.left, Literal):  # a * (b * x) -> (a * b) * x
-            return multiply(number(float(left.value) * float(right.left.value)), right.right)
+    match left, right:
+        case Literal(), Binary(op=BinaryOp.MUL, left=Literal() as inner):  # a * (b * x) -> (a * b) * x
+            return multiply(number(float(left.value) * float(inner.value)), right.right)
     if isinstance(left, Select) and ZERO in (left.then, left.otherwise):
         return select(left.condition, multiply(left.then, right), multiply(left.otherwise, right))
     if isinstance(right, Select) and ZERO in (right.then, right.otherwise):

@@ -8,6 +8,8 @@ where dense's own error is 0. P are the weights, s the scale, f' = d score / d f
     out  P |V|                      lse  |f'| |Q| |K| s + |score - f' first| + 1     (for plain scores |Q| |K| s + 1)
     dv   P^T |dO|                   dq   (P * (|dO| |V|^T + sum |dO * O| + |dLSE|)) |f'| |K| s, dk alike
 
+For float64, whose dense is the reference itself, dense's own error is that of float32 in proportion to eps.
+
 A reference that is not finite fails (except lse, where -inf is an empty row and has to agree exactly).
 """
 
@@ -69,12 +71,21 @@ class Reference:
 
 def reference(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> Reference:
     """What a call should give. d_out [batch, heads, q_len, D_v] and d_lse [batch, heads, q_len]: upstream gradients."""
-    exact_call = _in_float64(call)
+    exact_call = _in(torch.float64, call)
     exact = values_of(exact_call, d_out, d_lse)
-    own = exact if call.q.dtype is torch.float64 else values_of(call, d_out, d_lse)
-    errors = {name: _distance(own[name], exact[name]) for name in QUANTITIES}
-    magnitude = _magnitudes(exact_call, exact, d_out, d_lse)
-    return Reference(exact, magnitude, errors, torch.finfo(call.q.dtype).eps)
+    eps = torch.finfo(call.q.dtype).eps
+    if call.q.dtype is torch.float64:
+        rounded = _in(torch.float32, call)
+        found = _dense_errors(rounded, values_of(_in(torch.float64, rounded), d_out, d_lse), d_out, d_lse)
+        errors = {name: error * eps / torch.finfo(torch.float32).eps for name, error in found.items()}
+    else:
+        errors = _dense_errors(call, exact, d_out, d_lse)
+    return Reference(exact, _magnitudes(exact_call, exact, d_out, d_lse), errors, eps)
+
+
+def _dense_errors(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None) -> dict[str, float]:
+    found = values_of(call, d_out, d_lse)
+    return {name: _distance(found[name], exact[name]) for name in QUANTITIES}
 
 
 def values_of(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> dict[str, Tensor]:
@@ -124,8 +135,8 @@ def _distance(actual: Tensor, exact: Tensor) -> float:
     return float(difference.max()) if difference.numel() else 0.0
 
 
-def _in_float64(call: Call) -> Call:
-    return replace(call, q=call.q.detach().double(), k=call.k.detach().double(), v=call.v.detach().double())
+def _in(dtype: torch.dtype, call: Call) -> Call:
+    return replace(call, q=call.q.detach().to(dtype), k=call.k.detach().to(dtype), v=call.v.detach().to(dtype))
 
 
 def _magnitudes(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None) -> dict[str, float]:
