@@ -8,7 +8,7 @@ may be used again.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskc import plan as planning
-from maskc.plan import BlockPlan
+from maskc.bounds import Analysis, reads_data
+from maskc.plan import BlockPlan, TileRuns
 from maskc.runtime.inputs import Call
 from maskc.spec import Expr, Read, walk
 
@@ -74,6 +75,62 @@ def plan_of(call: Call, tile: tuple[int, int]) -> HostPlan:
             _plans.popitem(last=False)
     _plans.move_to_end(key)
     return found
+
+
+class Runs(NamedTuple):
+    """The runs of live tiles of every row of tiles, as `plan.TileRuns` has them: int32 tensors."""
+
+    first: Tensor
+    tiles: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """A plan as tensors on the device of the call.
+
+    tile: (queries, keys). maps: (batch rows, heads) that have runs of their own, 1 where all share them. by_query, by_key:
+    (full, partial) runs of key tiles per query tile, and of query tiles per key tile.
+    """
+
+    tile: tuple[int, int]
+    maps: tuple[int, int]
+    by_query: tuple[Runs, Runs]
+    by_key: tuple[Runs, Runs]
+
+
+def build(call: Call, tile: tuple[int, int]) -> Tables:
+    """The tables of a call. Uploaded once where the plan is made on the host; else made on the device at every call."""
+    device = call.q.device
+    if device.type != "cpu" and reads_data(call.spec, call.sizes):
+        return _on_device(call, tile)
+    host = plan_of(call, tile)
+    key = ("tables", device)
+    if key not in host.notes:
+        (part,) = host.plan.parts
+        by_query, by_key = (_uploaded(runs, device) for runs in (part.by_query, part.by_key))
+        host.notes[key] = Tables(tile, host.plan.maps, by_query, by_key)
+    found: Tables = host.notes[key]
+    return found
+
+
+def _uploaded(runs: tuple[TileRuns, TileRuns], device: torch.device) -> tuple[Runs, Runs]:
+    full, partial = (Runs(*(torch.from_numpy(x).to(device) for x in (r.first, r.tiles, r.start, r.stop))) for r in runs)
+    return full, partial
+
+
+def _on_device(call: Call, tile: tuple[int, int]) -> Tables:
+    analysis = Analysis(call.spec.predicate, call.sizes, call.inputs, xp=torch, device=call.q.device)
+    runs = planning.runs_on_device(analysis.every(tile), call.sizes, tile, torch)
+    by_query, by_key = (_named(side) for side in runs)
+    return Tables(tile, analysis.maps, by_query, by_key)
+
+
+def _named(side: tuple[TileRuns, TileRuns]) -> tuple[Runs, Runs]:
+    """The arrays of `runs_on_device` are tensors."""
+    full, partial = (Runs(*(cast(Tensor, x) for x in (r.first, r.tiles, r.start, r.stop))) for r in side)
+    return full, partial
 
 
 def _made(call: Call, tile: tuple[int, int]) -> HostPlan:
