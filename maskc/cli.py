@@ -361,3 +361,7 @@ def cache_command(chosen: argparse.Namespace) -> int:
 
 def _progress(message: str) -> None:
     print(f"{message} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

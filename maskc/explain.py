@@ -82,15 +82,13 @@ def kernel_dtype(target: str, chosen: Namespace) -> str:
 
 def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: Namespace) -> tuple[int, int]:
     """The tile that the engine takes for the forward pass of such a call."""
+    from maskc.runtime import tiles
+
     match engine:
         case "tiled":
-            from maskc.runtime import tiled
-
-            return tiled.tile_of(spec, sizes)
+            return tiles.tile_of(spec, sizes)
         case "interpret":
-            from maskc.runtime import interpreter
-
-            return interpreter.TILE.tile
+            return tiles.INTERPRETED.tile
         case _:
             dims = (chosen.dim, chosen.dim)
             return configuration(target_named(target), dims, kernel_dtype(target, chosen), "forward").tile

@@ -13,6 +13,7 @@ from maskc import reference, sizes
 from maskc.diagnostics import MaskInputError
 from maskc.plan import BlockPlan
 from maskc.runtime import autograd, dense, inputs
+from maskc.runtime.tiles import tile_of
 from maskc.spec import DimKind, MaskSpec, Scalar, Sizes
 
 ENGINES = ("auto", "triton", "tiled", "interpret", "dense")
@@ -120,10 +121,8 @@ class Attention:
         inputs (arrays or tensors), parameters and axis sizes by name, q_offset, k_offset, and batch, heads, kv_heads
         (by default what the inputs' dims say, else 1).
         """
-        from maskc.runtime import tiled
-
         size, tables = self.sizes(q_len, k_len, **options)
-        return planning.build(self.spec, size, tiled.tile_of(self.spec, size) if tile is None else tile, tables)
+        return planning.build(self.spec, size, tile_of(self.spec, size) if tile is None else tile, tables)
 
     def source(self) -> str:
         """The generated kernel file: it imports torch and triton only, and its launch functions take the plan's

@@ -20,14 +20,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from maskc.codegen.schedule import Configuration
 from maskc.codegen.source import KernelSource, emit
 from maskc.diagnostics import MaskError, MaskInputError, MaskUnsupportedError
 from maskc.runtime import cache, helper, loader, tables, variants
 from maskc.runtime.inputs import Call
-
-TILE = Configuration(32, 32, 4, 1)
-"""The interpreter's time goes by programs and steps, whatever the tile; this one keeps tests of short rows honest."""
+from maskc.runtime.tiles import INTERPRETED
 
 _START = """
 import json, sys
@@ -159,8 +156,8 @@ def _run(file: str, function: str, *arguments: Any) -> Any:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     source, file = _prepared(call)
-    runs = tables.build(call, TILE.tile)
-    config = variants.config(call, TILE, (call.q, call.k, call.v))
+    runs = tables.build(call, INTERPRETED.tile)
+    config = variants.config(call, INTERPRETED, (call.q, call.k, call.v))
     given = variants.arguments(call, source)
     out, lse = _run(file, "forward", call.q, call.k, call.v, *runs.by_query, runs.maps, given, call.scale, config)
     return out, lse
@@ -171,8 +168,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     source, file = _prepared(call)
-    runs = tables.build(call, TILE.tile)
-    config = variants.config(call, TILE, (call.q, call.k, call.v, d_out))
+    runs = tables.build(call, INTERPRETED.tile)
+    config = variants.config(call, INTERPRETED, (call.q, call.k, call.v, d_out))
     given = variants.arguments(call, source)
     statistic = None if d_lse is None else d_lse.to(torch.float32).contiguous()
     delta, bound = _run(file, "backward_rows", out, lse, d_out, statistic, config)

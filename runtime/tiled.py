@@ -30,21 +30,14 @@ from maskc.runtime.fused import Pointwise, Scores
 from maskc.runtime.inputs import Call
 from maskc.runtime.shift import unchanged
 from maskc.runtime.tables import HostPlan
-from maskc.spec import Expr, MaskSpec, Side, Sizes, Type, children, walk
-
-TILE = (64, 64)
-"""Queries and keys of a tile. Of 32, 64, 128 and 256 the forward was fastest at 64 for a causal window of 256."""
+from maskc.runtime.tiles import TILE, tile_of
+from maskc.spec import Expr, Side, Type, children, walk
 
 _MASK_ENTRIES = 1 << 20  # pairs whose predicate is evaluated at once
 _SCORE_ENTRIES = 1 << 21  # scores that the matmul path holds at once
 _COPIED_BYTES = 1 << 24  # of gathered keys and values, or of their gradients, at once
 
 T = TypeVar("T")
-
-
-def tile_of(spec: MaskSpec, sizes: Sizes) -> tuple[int, int]:
-    """The tile for which this engine plans a call."""
-    return TILE
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:

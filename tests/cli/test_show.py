@@ -181,18 +181,18 @@ def test_explain_shows_the_tile_of_the_plan_that_the_engine_runs(
 ) -> None:
     import torch
 
+    from maskc import plan
     from maskc.compiler import compile_attention
-    from maskc.runtime import tables
 
     built = []
-    build = tables.build
+    build = plan.build
 
-    def watched(call: Any, tile: tuple[int, int]) -> Any:
+    def watched(spec: Any, sizes: Any, tile: tuple[int, int], *rest: Any) -> Any:
         built.append(tile)
-        return build(call, tile)
+        return build(spec, sizes, tile, *rest)
 
     found = explained(maskc, "window.mask", "--seq", "70", "--engine", engine)
-    monkeypatch.setattr(tables, "build", watched)
+    monkeypatch.setattr(plan, "build", watched)
     q = torch.randn(1, 1, 70, 16)
     compile_attention(load("window.mask"), engine=engine)(q, q, q)
     assert {tuple(found["tile"])} == set(built)
