@@ -598,48 +598,72 @@ def tile_classes(
     shape = (math.prod(analysis.maps), rows, columns)
     if xp is np:
         classes = np.zeros(shape, np.uint8)
-        for map_, start, chunk in class_chunks(analysis, tile):
-            classes[map_ : map_ + chunk.shape[0], start : start + chunk.shape[1]] = chunk
+        for chunk in class_chunks(analysis, tile):
+            maps, height, width = chunk.classes.shape
+            place = np.s_[chunk.map :, chunk.row :, chunk.column :]
+            classes[place][:maps, :height, :width] = chunk.classes
     else:
         classes = analysis.every(tile)
     return classes.reshape((*analysis.maps, rows, columns))
 
 
-def class_chunks(analysis: Analysis, tile: tuple[int, int]) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    """The classes of all tiles by numpy, in chunks of whole rows: first map, first row, uint8 [maps, rows, k_tiles]."""
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Classes of some rows of tiles: uint8 [maps, rows, columns], first map, row and column; NEVER in other columns."""
+
+    map: int
+    row: int
+    column: int
+    classes: NDArray[np.uint8]
+
+
+def class_chunks(analysis: Analysis, tile: tuple[int, int]) -> Iterator[Chunk]:
+    """The classes of all tiles by numpy, row by row and map by map; every row is in just one chunk."""
     maps = math.prod(analysis.maps)
     rows, columns = tile_counts(analysis.sizes, tile)
+    if rows == 0:
+        return
     if rows * columns < _MANY:
         step = max(1, _CELLS // max(1, rows * columns))
-        for map_ in range(0, maps, step):
-            yield map_, 0, analysis.block(tile, range(map_, min(map_ + step, maps)), range(rows))
+        for first in range(0, maps, step):
+            yield Chunk(first, 0, 0, analysis.block(tile, range(first, min(first + step, maps)), range(rows)))
         return
-    step = max(1, _CELLS // (columns * _COARSER))
-    coarse_tile = (tile[0] * _COARSER, tile[1] * _COARSER)
-    for map_, start, coarse in class_chunks(analysis, coarse_tile):
-        for m in range(coarse.shape[0]):
-            for row in range(0, coarse.shape[1], step):
-                first = (start + row) * _COARSER
-                classes = _refined(analysis, tile, map_ + m, start + row, coarse[m, row : row + step])
-                yield map_ + m, first, classes[None, : rows - first, :columns]
+    for coarse in class_chunks(analysis, (tile[0] * _COARSER, tile[1] * _COARSER)):
+        for m, classes in enumerate(coarse.classes):
+            yield from _refined(analysis, tile, replace(coarse, map=coarse.map + m, classes=classes))
 
 
-def _refined(
-    analysis: Analysis, tile: tuple[int, int], map_: int, row: int, coarse: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
-    """The tiles of coarse tiles, which begin at coarse row `row`: uint8 [rows * coarser, columns * coarser]."""
+def _refined(analysis: Analysis, tile: tuple[int, int], coarse: Chunk) -> Iterator[Chunk]:
+    """The tiles of coarse tiles of one map (uint8 [rows, columns]), without outer columns that hold no live tile."""
+    rows, columns = tile_counts(analysis.sizes, tile)
+    height, width = coarse.classes.shape
+    step = max(1, _CELLS // (max(1, width) * _COARSER**2))
+    for start in range(0, height, step):
+        band = coarse.classes[start : start + step]
+        live = np.flatnonzero(band.any(axis=0))
+        left, right = (int(live[0]), int(live[-1]) + 1) if live.size else (0, 0)
+        wide = Chunk(coarse.map, coarse.row + start, coarse.column + left, band[:, left:right])
+        row, column = wide.row * _COARSER, wide.column * _COARSER
+        classes = _refined_tiles(analysis, tile, wide)
+        yield Chunk(coarse.map, row, column, classes[None, : rows - row, : columns - column])
+
+
+def _refined_tiles(analysis: Analysis, tile: tuple[int, int], coarse: Chunk) -> NDArray[np.uint8]:
+    """The tiles of coarse tiles: uint8 [rows * coarser, columns * coarser]; only those that depend are classified."""
     rows, columns = tile_counts(analysis.sizes, tile)
     inner = np.arange(_COARSER)
-    height, width = coarse.shape
+    height, width = coarse.classes.shape
     classes = np.empty((height, _COARSER, width, _COARSER), np.uint8)
-    classes[:] = coarse[:, None, :, None]
-    open_rows, open_columns = np.nonzero(coarse == Truth.DEPENDS)
+    classes[:] = coarse.classes[:, None, :, None]
+    open_rows, open_columns = np.divmod(np.flatnonzero(coarse.classes == Truth.DEPENDS), max(1, width))
     step = _CELLS // _COARSER**2
     for start in range(0, open_rows.size, step):
         r, c = open_rows[start : start + step], open_columns[start : start + step]
-        q_tile = np.minimum((row + r[:, None, None]) * _COARSER + inner[None, :, None], rows - 1)
-        k_tile = np.minimum(c[:, None, None] * _COARSER + inner[None, None, :], columns - 1)
-        found = analysis.classes(tile, np.full((1, 1, 1), map_), q_tile, k_tile)
+        q_tile = (coarse.row + r[:, None, None]) * _COARSER + inner[None, :, None]
+        k_tile = (coarse.column + c[:, None, None]) * _COARSER + inner[None, None, :]
+        found = analysis.classes(
+            tile, np.full((1, 1, 1), coarse.map), np.minimum(q_tile, rows - 1), np.minimum(k_tile, columns - 1)
+        )
         classes[r, :, c, :] = np.broadcast_to(found, (r.size, _COARSER, _COARSER))
     return classes.reshape(height * _COARSER, width * _COARSER)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.bounds import Analysis, Truth, class_chunks, tile_counts
+from maskc.bounds import Analysis, Chunk, Truth, class_chunks, tile_counts
 from maskc.evaluate import Array, Pairs, constants, evaluate
 from maskc.spec import TRUE, Expr, MaskSpec, Side, Sizes, conjunction
 
@@ -113,12 +113,12 @@ def build(spec: MaskSpec, sizes: Sizes, tile: tuple[int, int], inputs: Inputs | 
     clauses = _OpenClauses(spec, sizes, inputs, analysis.maps)
     maps, (q_tiles, k_tiles) = math.prod(analysis.maps), tile_counts(sizes, tile)
     by_query, by_key = (_Rows(), _Rows()), (_Columns(q_tiles), _Columns(q_tiles))
-    for map_, row, classes in class_chunks(analysis, tile):
-        full, partial = _walked(classes, row, sizes, tile)
-        clauses.look(tile, map_, row, partial)
+    for chunk in class_chunks(analysis, tile):
+        full, partial = _walked(chunk, sizes, tile)
+        clauses.look(tile, chunk, partial)
         for live, rows, columns in zip((full, partial), by_query, by_key, strict=True):
-            rows.add(live)
-            columns.add(map_, row, live)
+            rows.add(chunk, live)
+            columns.add(chunk, live)
     open_clauses = clauses.found()
     part = Part(
         predicate=conjunction(tuple(spec.clauses[i] for i in open_clauses)),
@@ -129,17 +129,12 @@ def build(spec: MaskSpec, sizes: Sizes, tile: tuple[int, int], inputs: Inputs | 
     return BlockPlan(spec, sizes, tile, analysis.maps, (part,))
 
 
-def _walked(
-    classes: NDArray[np.uint8], row: int, sizes: Sizes, tile: tuple[int, int]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Full and partial tiles; a tile that crosses the end of a side is partial."""
-    full, partial = classes == Truth.ALWAYS, classes == Truth.DEPENDS
-    crossed: list[tuple[slice, ...]] = []
-    if sizes.k_len % tile[1]:
-        crossed.append((slice(None), slice(None), slice(-1, None)))
-    if sizes.q_len % tile[0] and row + classes.shape[1] == tile_counts(sizes, tile)[0]:
-        crossed.append((slice(None), slice(-1, None)))
-    for edge in crossed:
+def _walked(chunk: Chunk, sizes: Sizes, tile: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Full and partial tiles of a chunk; a tile that crosses the end of a side is partial."""
+    full, partial = chunk.classes == Truth.ALWAYS, chunk.classes == Truth.DEPENDS
+    # The first tile of each side that is not whole; none has a negative index within the chunk.
+    row, column = max(0, sizes.q_len // tile[0] - chunk.row), max(0, sizes.k_len // tile[1] - chunk.column)
+    for edge in (np.s_[:, row:], np.s_[:, :, column:]):
         partial[edge] |= full[edge]
         full[edge] = False
     return full, partial
@@ -156,14 +151,15 @@ class _OpenClauses:
         }
         self._open: set[int] = set()
 
-    def look(self, tile: tuple[int, int], map_: int, row: int, partial: NDArray[np.bool_]) -> None:
+    def look(self, tile: tuple[int, int], chunk: Chunk, partial: NDArray[np.bool_]) -> None:
         """Classify the partial tiles of one chunk by each clause that was closed in every tile before."""
         if not self._closed or not partial.any():
             return
-        maps, rows, columns = (index.astype(np.int64) for index in np.nonzero(partial))
+        maps, rows, columns = np.unravel_index(np.flatnonzero(partial), partial.shape)
         for number, analysis in list(self._closed.items()):
             for piece in _pieces(maps.size, _PIECE):
-                classes = analysis.classes(tile, maps[piece] + map_, rows[piece] + row, columns[piece])
+                place = (maps[piece] + chunk.map, rows[piece] + chunk.row, columns[piece] + chunk.column)
+                classes = analysis.classes(tile, *place)
                 if (classes != Truth.ALWAYS).any():
                     self._open.add(number)
                     del self._closed[number]
@@ -189,15 +185,15 @@ class _Rows:
         self._stop: list[Int32] = []
         self._count: list[Int32] = []
 
-    def add(self, live: NDArray[np.bool_]) -> None:
-        """Runs of live tiles in whole rows: bool [maps, rows, tiles]."""
+    def add(self, chunk: Chunk, live: NDArray[np.bool_]) -> None:
+        """Runs of live tiles along the rows of a chunk: bool [maps, rows, columns]."""
         maps, rows, columns = live.shape
         edged = np.zeros((maps * rows, columns + 2), np.bool_)
         edged[:, 1:-1] = live.reshape(maps * rows, columns)
         changes = np.flatnonzero(edged[:, 1:] != edged[:, :-1])
         row, column = np.divmod(changes, columns + 1)
-        self._start.append(column[0::2].astype(np.int32))
-        self._stop.append(column[1::2].astype(np.int32))
+        self._start.append(column[0::2].astype(np.int32) + chunk.column)
+        self._stop.append(column[1::2].astype(np.int32) + chunk.column)
         self._count.append(np.bincount(row[0::2], minlength=maps * rows).astype(np.int32))
 
     def runs(self, maps: int, rows: int) -> TileRuns:
@@ -206,24 +202,26 @@ class _Rows:
 
 
 class _Columns:
-    """Collects runs along the columns of chunks of whole rows that arrive in order."""
+    """Collects runs along the columns of chunks of whole rows that arrive in order; `rows` per map."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
         self._changes: list[tuple[Int32, Int32, Int32]] = []
-        self._above: NDArray[np.bool_] | None = None
+        self._above = (0, np.zeros((1, 0), np.bool_))  # first column and the last row of the chunk before
 
-    def add(self, map_: int, row: int, live: NDArray[np.bool_]) -> None:
-        """Note where columns of bool [maps, rows, tiles] change; below its last row nothing of a map is live."""
-        none = np.zeros((live.shape[0], 1, live.shape[2]), np.bool_)
-        above = none if row == 0 or self._above is None else self._above
-        self._above = live[:, -1:].copy()
-        ends = row + live.shape[1] == self._rows
-        column = np.concatenate([above, live, none] if ends else [above, live], axis=1)
-        found = np.nonzero(column[:, 1:] != column[:, :-1])
-        self._changes.append(
-            (found[0].astype(np.int32) + map_, found[2].astype(np.int32), found[1].astype(np.int32) + row)
-        )
+    def add(self, chunk: Chunk, live: NDArray[np.bool_]) -> None:
+        """Note where the columns of bool [maps, rows, columns] change; below its last row nothing of a map is live."""
+        maps, rows, width = live.shape
+        first, above = self._above if chunk.row else (chunk.column, np.zeros((maps, 0), np.bool_))
+        left, right = min(first, chunk.column), max(first + above.shape[1], chunk.column + width)
+        last = chunk.row + rows == self._rows
+        column = np.zeros((maps, 1 + rows + last, right - left), np.bool_)
+        column[:, 0, first - left : first - left + above.shape[1]] = above
+        column[:, 1 : rows + 1, chunk.column - left : chunk.column - left + width] = live
+        changed = column[:, 1:] != column[:, :-1]
+        found = [index.astype(np.int32) for index in np.unravel_index(np.flatnonzero(changed), changed.shape)]
+        self._changes.append((found[0] + chunk.map, found[2] + left, found[1] + chunk.row))
+        self._above = (chunk.column, live[:, -1])
 
     def runs(self, maps: int, columns: int) -> TileRuns:
         """All of them; `columns` per map."""
