@@ -3,14 +3,12 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from maskc import options
-from maskc.bounds import tile_counts
 from maskc.codegen.schedule import TARGETS, configuration, target_named
 from maskc.options import Array
 from maskc.plan import BlockPlan, Part, Statistics, build, statistics
@@ -171,7 +169,9 @@ def title(planned: Planned) -> str:
 def tile_totals(plan: BlockPlan) -> tuple[int, int, int]:
     """Full, partial and empty tiles over all maps."""
     full, partial = (sum(int(part.by_query[kind].tiles.sum(dtype=np.int64)) for part in plan.parts) for kind in (0, 1))
-    return full, partial, prod(plan.maps) * prod(tile_counts(plan.sizes, plan.tile)) - full - partial
+    maps, rows = plan.parts[0].by_query[0].first.shape
+    columns = plan.parts[0].by_key[0].first.shape[1]
+    return full, partial, maps * rows * columns - full - partial
 
 
 def class_counts(full: int, partial: int, empty: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from maskc.samples import draw, id_bound
 from maskc.sizes import check_shapes, resolve
 from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 LONGEST = 2**31 - 1  # tokens; positions are 32-bit where a plan lists them
 DTYPES = ("float32", "float16", "bfloat16", "float64")

@@ -5,6 +5,7 @@ They stand in for real inputs where only the shape of the problem matters: the c
 
 from collections.abc import Mapping
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from maskc.evaluate import Pairs, evaluate
 from maskc.sizes import input_shape
 from maskc.spec import DimKind, InputSpec, MaskSpec, Sizes, Type
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 FREE_EXTENT = 4  # of a dim that only a tensor would fix
 PADDING = 1 / 8  # share of entries that are -1 where `of` allows it

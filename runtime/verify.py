@@ -289,9 +289,7 @@ class Problem:
         return dict(zip(tolerance.QUANTITIES, (out.detach(), lse.detach(), *gradients), strict=True))
 
 
-def random_problem(
-    spec: MaskSpec, sizes: Sizes, inputs: Mapping[str, NDArray[np.generic]], dim: int, seed: int
-) -> Problem:
+def random_problem(spec: MaskSpec, sizes: Sizes, inputs: Mapping[str, NDArray[Any]], dim: int, seed: int) -> Problem:
     """Normal q, k, v and upstream gradients in float32 on the CPU; the scale is the usual 1 / sqrt(dim)."""
     generator = torch.Generator().manual_seed(seed)
 
