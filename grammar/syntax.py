@@ -4,7 +4,8 @@ typed.
 Operators are kept as they are spelled. Brackets are nodes of their own, because some warnings are about their absence.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 
 from maskc.diagnostics import Source, Span
 
@@ -295,3 +296,17 @@ class File:
 
     source: Source
     items: tuple[Mask | Function | Let, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"File {self.source.name}", *(line for item in self.items for line in _outline(item, 1))])
+
+
+def _outline(node: Node, depth: int, role: str = "") -> Iterator[str]:
+    """A line for a node with the fields that are plain values, then its children, one step further in."""
+    values = {f.name: getattr(node, f.name) for f in fields(node) if f.name != "span"}
+    children = {name: value for name, value in values.items() if isinstance(value, Node | tuple)}
+    plain = "".join(f" {name}={value!r}" for name, value in values.items() if name not in children)
+    yield f"{'  ' * depth}{role}{type(node).__name__}{plain}"
+    for name, value in children.items():
+        for child in value if isinstance(value, tuple) else (value,):
+            yield from _outline(child, depth + 1, f"{name}: ")
