@@ -1,4 +1,4 @@
-"""Train a small character-level transformer on the sources of Python's standard library, its attention from a .mask file.
+"""Train a small character-level transformer on the sources of Python's standard library, with attention from a .mask file.
 
     python examples/train_lm.py                                         # a sliding window with attention sinks
     python examples/train_lm.py examples/alibi.mask

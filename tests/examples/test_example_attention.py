@@ -40,7 +40,7 @@ def options_of(setting: Setting) -> dict[str, Any]:
 
 def tensors_of(setting: Setting, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """q, k, v and the upstream gradients of the output and the log-sum-exp."""
-    generator = torch.Generator().manual_seed(setting.q_len + setting.k_len)
+    generator = torch.Generator().manual_seed(1 + setting.q_len + setting.k_len)
     query = (setting.batch, setting.heads, setting.q_len)
     key = (setting.batch, setting.kv_heads, setting.k_len)
     shapes = ((*query, DIM), (*key, DIM), (*key, DIM), (*query, DIM), query)
@@ -80,7 +80,9 @@ def test_the_definition_agrees_with_the_paper(name: str, setting: Setting) -> No
     attend = maskc.compile_attention(path_of(name), engine="dense")
     actual = values_of(lambda q, k, v: attend(q, k, v, return_lse=True, **options_of(setting)), *tensors)
     for quantity, expected in published(name, setting, tensors).items():
-        torch.testing.assert_close(actual[quantity], expected, rtol=1e-11, atol=1e-12, msg=lambda m, q=quantity: f"{q}: {m}")
+        torch.testing.assert_close(
+            actual[quantity], expected, rtol=1e-11, atol=1e-12, msg=lambda m, q=quantity: f"{q}: {m}"
+        )
 
 
 def judged(name: str, setting: Setting, engine: str, dtype: torch.dtype) -> tolerance.Report:
@@ -95,7 +97,7 @@ def judged(name: str, setting: Setting, engine: str, dtype: torch.dtype) -> tole
     return tolerance.compare(actual, replace(expected, values=published(name, setting, tensors)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "setting"), CASES)
 def test_tiles_agree_with_the_paper(name: str, setting: Setting, dtype: torch.dtype) -> None:
     report = judged(name, setting, "tiled", dtype)

@@ -1,0 +1,81 @@
+"""What the documentation shows is what maskc does: every spec compiles, every message is the checker's own."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from maskc.check import diagnose, load_source
+from maskc.diagnostics import Source
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/language.md", "docs/architecture.md", "docs/kernels.md")
+BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks_of(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [Block(page, text.count("\n", 0, m.start()) + 1, m["kind"], m["text"]) for m in BLOCK.finditer(text)]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def messages() -> Iterator[tuple[Block, Block]]:
+    """Every spec with mistakes, and the block behind it that shows what the checker says."""
+    for wrong, answer in pairwise(BLOCKS):
+        if wrong.kind == "mask error":
+            yield wrong, answer
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "mask"], ids=str)
+def test_specs_compile_without_a_warning(block: Block) -> None:
+    source = Source(str(block), block.text)
+    assert [str(d) for d in diagnose(source)] == []
+    load_source(source)
+
+
+@pytest.mark.parametrize(("wrong", "answer"), list(messages()), ids=str)
+def test_messages_are_the_checkers_own(wrong: Block, answer: Block) -> None:
+    assert answer.kind == "text"
+    said = "\n".join(str(d) for d in diagnose(Source("window.mask", wrong.text)))
+    assert said == answer.text.rstrip("\n")
+
+
+def test_the_pages_show_specs_and_messages() -> None:
+    kinds = [block.kind for block in BLOCKS]
+    assert kinds.count("mask") > 10
+    assert kinds.count("mask error") >= 2
+    assert set(kinds) <= {"mask", "mask error", "text", "python", "console", "ebnf"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [target for target in targets if target and not ((ROOT / page).parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_inside_a_page_lead_to_a_heading(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    assert [target for target in re.findall(r"\]\(#([^)]+)\)", text) if target not in headings] == []
