@@ -302,8 +302,9 @@ class File:
 
 
 def _outline(node: Node, depth: int, role: str = "") -> Iterator[str]:
-    """A line for a node with the fields that are plain values, then its children, one step further in."""
-    values = {f.name: getattr(node, f.name) for f in fields(node) if f.name != "span"}
+    """A line for a node with the fields that are plain values, then its children, one step further in; no spans."""
+    everything = {f.name: getattr(node, f.name) for f in fields(node)}
+    values = {name: value for name, value in everything.items() if not isinstance(value, Span | None)}
     children = {name: value for name, value in values.items() if isinstance(value, Node | tuple)}
     plain = "".join(f" {name}={value!r}" for name, value in values.items() if name not in children)
     yield f"{'  ' * depth}{role}{type(node).__name__}{plain}"
