@@ -1,4 +1,4 @@
-"""Train a small character-level transformer on the sources of Python's standard library, with attention from a .mask file.
+"""Train a small character-level transformer on the sources of Python's standard library, attention from a .mask file.
 
     python examples/train_lm.py                                         # a sliding window with attention sinks
     python examples/train_lm.py examples/alibi.mask
@@ -10,6 +10,7 @@ like Python in under two minutes on two CPU cores. `losses` is the whole experim
 """
 
 import argparse
+import math
 import sys
 import sysconfig
 import time
@@ -165,12 +166,15 @@ def validation_loss(model: LanguageModel, text: Text, config: Config, pieces: in
     return sum(float(loss_of(model, inputs, targets)) for _, (inputs, targets) in drawn) / pieces
 
 
+def pace(step: int, steps: int, warm_up: int = 20) -> float:
+    """Share of the learning rate at a step: it rises for `warm_up` steps and falls as a cosine to the end."""
+    return min(1.0, (step + 1) / warm_up) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
 def training(model: LanguageModel, text: Text, config: Config) -> Iterator[float]:
     """The loss of every step; the model has taken the step when its loss is there."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=max(config.steps, 10), pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, config.steps))
     for _, (inputs, targets) in zip(range(config.steps), batches(text.train, config, config.seed), strict=False):
         loss = loss_of(model, inputs, targets)
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """One call. grid: (height, width) where the tokens stand on one; parameters and inputs: as the example calls them."""
+    """One call. grid: (height, width) where the tokens stand on one; parameters, inputs: by the example's names."""
 
     q_len: int
     k_len: int
@@ -254,7 +254,7 @@ def _routing(q_len: int, k_len: int, batch: int, local: list[bool], window: int,
                    q_len=q_len, k_len=k_len)  # fmt: skip
 
 
-# No length is a multiple of a tile. There are short cases, grouped KV heads, queries that begin at an offset, and, where
+# No length is a multiple of a tile. There are short cases, grouped KV heads, queries that begin at an offset and, where
 # keys lie ahead of the queries, empty rows.
 SETTINGS: Mapping[str, tuple[Setting, ...]] = {
     "causal": (
