@@ -176,7 +176,7 @@ class _Scan:
 
 
 def logical_lines(source: Source) -> tuple[list[Line], list[Diagnostic]]:
-    """The lines of a source, those joined by brackets as one, without comments and empty lines; none of one too long."""
+    """The lines of a source, those joined by brackets as one, without comments and empty lines. None if too long."""
     scan = _Scan(source)
     lines = list(_lines(scan))
     return ([], scan.found[-1:]) if scan.too_long else (lines, scan.found)
@@ -271,7 +271,7 @@ def _number_kind(scan: _Scan, text: str, start: int) -> str:
     hint = None
     if digits and text.isdigit():
         hint = f"write '{text.lstrip('0')}'"
-    elif digits and text[digits.end() :].isidentifier():
+    elif digits and text[digits.end() :].isidentifier() and text[digits.end()].isalpha():
         hint = f"write '{digits[0]} * {text[digits.end() :]}' for a product; a name cannot begin with a digit"
     scan.report(f"'{_short(text)}' is not a number", start, start + len(text), hint)
     return "INTEGER"

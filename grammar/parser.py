@@ -330,7 +330,8 @@ class _Blocks:
             elif item is not None:
                 yield item
             elif line.words[-1].type == "COLON":  # the lines below `if ...:` are deeper, and that is no second mistake
-                yield from self._block(line.indent, None)
+                below = list(self._block(line.indent, None))
+                yield from () if line.words[0].type in ("MASK", "DEF") else below
 
     def _with_body(self, head: _Head, line: Line) -> _Head:
         """A head with the block below it."""
@@ -432,7 +433,7 @@ def _salvaged(line: Line) -> _Item | None:
             return syntax.Claim(unreadable, span=span)
         case "RETURN":
             return syntax.Return(unreadable, span=span)
-    names = [_name(w) for w in words[1:] if w.type == "NAME"]
+    names = [_name(w) for w in words[1:] if w.type == "NAME" and w not in ("bool", "int", "float")]
     if words[0].type == "NAME" and len(words) > 1 and words[1].type == "EQUAL":
         return syntax.Let(_name(words[0]), unreadable, span=span)
     if not names or words[1].type != "NAME":

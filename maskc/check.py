@@ -361,18 +361,23 @@ class _Checker(Elaborator):
         """Does what a statement says; the clause of a `keep`."""
         match node:
             case syntax.Keep():
-                return self._keep(node, scope, reading)
+                clause = self._keep(node, scope, reading)
+                assert clause is not None or self._complained(), "a clause was lost without a word"
+                return clause
             case syntax.Let():
                 self.let(node, scope, reading)
             case syntax.Score():
-                self._score(node, scope, reading)
+                assert self._score(node, scope, reading) or self._complained(), "a score was lost without a word"
             case syntax.Claim():
-                self._claim(node, scope, reading)
+                assert self._claim(node, scope, reading) or self._complained(), "a claim was lost without a word"
             case syntax.Axes() | syntax.Input() | syntax.Function() | syntax.Pass():
                 pass
             case syntax.Return():
                 raise AssertionError("the parser leaves no return in a mask")
         return None
+
+    def _complained(self) -> bool:
+        return any(d.severity == "error" for d in self.found)
 
     def _keep(self, node: syntax.Keep, scope: Scope, reading: Reading) -> Expr | None:
         clause = self.boolean(node.value, scope, reading, "'keep' takes a boolean")
@@ -381,15 +386,15 @@ class _Checker(Elaborator):
             return None
         return clause
 
-    def _score(self, node: syntax.Score, scope: Scope, reading: Reading) -> None:
+    def _score(self, node: syntax.Score, scope: Scope, reading: Reading) -> bool:
+        """Changes the score; False if the statement could not be read."""
         value = self.number(node.value, scope, reading)
         if value is None or reading.score is None:
-            return
+            return False
         if value.type is Type.BOOL:
-            self.report(
-                "a score is a number; this is a boolean", node.value.span, "write 'where(..., 0, -inf)', or 'keep'"
-            )
-            return
+            hint = "write 'where(..., 0, -inf)', or 'keep'"
+            self.report("a score is a number; this is a boolean", node.value.span, hint)
+            return False
         if node.operator is None:
             score = self.made(node.span, _as_float, value)
         elif node.operator in ("+", "-", "*", "/", "**"):
@@ -397,20 +402,22 @@ class _Checker(Elaborator):
             score = self.made(node.span, typed.arithmetic, op, reading.score, value)
         else:
             self.report(f"'{node.operator}=' is for ints; a score is a float", node.span)
-            return
-        if score is not None:
-            reading.score = score
+            return False
+        reading.score = score or reading.score
+        return score is not None
 
-    def _claim(self, node: syntax.Claim, scope: Scope, reading: Reading) -> None:
+    def _claim(self, node: syntax.Claim, scope: Scope, reading: Reading) -> bool:
+        """Adds a claim; False if the statement could not be read."""
         expr = self.boolean(node.value, scope, reading, "'claim' takes a boolean")
         if expr is None:
-            return
+            return False
         nodes = list(walk(expr))
         if any(isinstance(e, Score) for e in nodes):
             self.report("a 'claim' cannot read 'score'", node.value.span)
-            return
+            return False
         over_pairs = any(isinstance(e, Position | Coordinate | Index | Read | Offset) for e in nodes)
         reading.claims.append(Claim(expr, over_pairs, span=node.span))
+        return True
 
     # ---- inputs
 
@@ -568,6 +575,8 @@ class _Checker(Elaborator):
             for parameter in used.parameters:
                 self._argument(parameter, name, arguments, mask.scope, inner, inside)
             clauses = self._body(used, inner, inside)
+        if len(clauses) < sum(isinstance(s, syntax.Keep) for s in used.body):
+            return Unknown()  # a clause that could not be read
         reading.claims += [c for c in inside.claims if not c.over_pairs]
         return replace(conjunction(tuple(clauses)), span=node.span)
 

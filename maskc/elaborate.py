@@ -291,8 +291,8 @@ class Elaborator(ABC):
             left_node, right_node = node.operands[position], node.operands[position + 1]
             span = Span(node.span.source, left_node.span.start, right_node.span.end)
             if comparator.text.endswith("in"):
-                if position > 0 and node.comparators[position - 1].text.endswith("in"):
-                    self.report("'in' cannot be chained", comparator.span)
+                if position + 1 < len(node.comparators):
+                    self.report("no comparison can follow 'in'", node.comparators[position + 1].span, "add brackets")
                     return None
                 link = self._membership(left, right_node, span, scope, reading)
                 if link is not None and comparator.text == "not in":
@@ -344,7 +344,7 @@ class Elaborator(ABC):
         if parts is None:
             return None
         if not 1 <= len(parts) <= 3:
-            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} are given", call.span)
+            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} given", call.span)
             return None
         known = [p for p in parts if p is not None]
         if item is None or len(known) < len(parts):
@@ -417,7 +417,8 @@ class Elaborator(ABC):
         if name in _MODULES:
             return "there are no modules; write 'where(...)', 'abs(...)', 'exp(...)' by their bare names"
         if name in _HABITS:
-            return f"write '{_HABITS[name]}'"
+            instead = _HABITS[name]
+            return f"did you mean '{instead}'?" if instead.isidentifier() else f"write '{instead}'"
         known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
         close = get_close_matches(name[:60], known[:500], 1, 0.6) if len(name) > 1 else []
         return f"did you mean '{close[0]}'?" if close else None
