@@ -10,10 +10,12 @@ import numpy as np
 
 from maskc import options
 from maskc.codegen.schedule import TARGETS, configuration, target_named
+from maskc.diagnostics import MaskInputError
 from maskc.options import Array
 from maskc.plan import BlockPlan, Part, Statistics, build, statistics
 from maskc.spec import Expr, MaskSpec, Sizes
 
+MOST_TILES = 2**30  # two million tokens squared in tiles of 64 x 64
 DEFAULT_TARGET = "sm_90"
 KERNEL_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
@@ -41,9 +43,20 @@ def planned_call(spec: MaskSpec, chosen: Namespace) -> Planned:
     engine = engine_of(chosen)
     target = target_of(engine, chosen)
     tile = chosen.tile or engine_tile(spec, sizes, engine, target, chosen)
+    check_number_of_tiles(sizes, tile)
     begin = perf_counter()
     plan = build(spec, sizes, tile, inputs)
     return Planned(spec, sizes, inputs, engine, target, plan, perf_counter() - begin)
+
+
+def check_number_of_tiles(sizes: Sizes, tile: tuple[int, int]) -> None:
+    """Raises `MaskInputError` where a plan would be a matter of hours and hundreds of gigabytes."""
+    number = -(-sizes.q_len // tile[0]) * -(-sizes.k_len // tile[1])
+    if number > MOST_TILES:
+        raise MaskInputError(
+            f"{sizes.q_len} x {sizes.k_len} tokens are {number:,} tiles of {tile[0]} x {tile[1]}; "
+            f"expected at most {MOST_TILES:,}: give a larger --tile"
+        )
 
 
 def engine_of(chosen: Namespace) -> str:

@@ -111,16 +111,16 @@ def single(tiles: NDArray[np.uint8], shades: Shades) -> NDArray[np.str_]:
 
 def squares(tiles: NDArray[np.uint8], cell: int, shades: Shades) -> NDArray[np.str_]:
     """One character per square of `cell` by `cell` tiles, by the share of them that is live."""
-    total = _sums(np.ones(tiles.shape, np.int64), cell)
-    live = _sums((tiles > 0).astype(np.int64), cell)
-    full = _sums((tiles == 2).astype(np.int64), cell)
+    rows, columns = (np.diff(np.append(np.arange(0, n, cell), n)) for n in tiles.shape)
+    total = rows[:, None] * columns
+    live, full = _sums(tiles > 0, cell), _sums(tiles == 2, cell)
     level = np.select([live == 0, full == total, 2 * live <= total], [0, 3, 1], default=2)
     return np.array([shades.empty, *shades.mixed, shades.full]).take(level)
 
 
-def _sums(values: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
-    rows = np.add.reduceat(values, np.arange(0, values.shape[0], cell), axis=0)
-    sums: NDArray[np.int64] = np.add.reduceat(rows, np.arange(0, values.shape[1], cell), axis=1)
+def _sums(values: NDArray[np.bool_], cell: int) -> NDArray[np.int32]:
+    rows = np.add.reduceat(values, np.arange(0, values.shape[0], cell), axis=0, dtype=np.int32)
+    sums: NDArray[np.int32] = np.add.reduceat(rows, np.arange(0, values.shape[1], cell), axis=1)
     return sums
 
 

@@ -139,6 +139,7 @@ def test_a_wrong_command_line_is_a_usage_error(maskc: Maskc, arguments: list[str
         (["window.mask", "--seq", "8", "--input", "doc=x.npy"], "mask 'window' has no input 'doc'; its inputs: none"),
         (["documents.mask", "--seq", "8", "--input", "doc=x.npy"], "--input doc=x.npy: cannot be read as an .npy file"),
         (["documents.mask", "--seq", "8", "--input", "doc=."], "--input doc=.: cannot be read as an .npy file"),
+        (["window.mask", "--seq", "2147483647"], "are 1,125,899,906,842,624 tiles of 64 x 64; expected at most"),
         (["window.mask", "--seq", "8", "--target", "sm_1"], "no target 'sm_1'; known are sm_80"),
         (["window.mask", "--seq", "8", "--target", "sm_90", "--dim", "48"], "the head dim of q and k is 48"),
         (["window.mask", "--seq", "8", "--engine", "triton", "--dtype", "float64"], "q, k and v are float64"),
