@@ -56,6 +56,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/maskc check examples/*.mask >/dev/null
 
 format: $(READY)
 	$(BIN)/ruff format $(CHECKED)

@@ -157,6 +157,12 @@ def test_import_table_names_the_offender(module: str, source: str, sentence: str
     assert list(offences(module, source)) == [sentence]
 
 
+def test_names_of_test_files_are_unique() -> None:
+    """Pytest imports them by their bare names."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_every_module_is_in_the_wheel_mapping() -> None:
     """No folder below the four: packages are listed by hand in pyproject.toml."""
     nested = [p for folder in FOLDERS for p in (ROOT / folder).glob("*/**/*.py")]
