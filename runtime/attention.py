@@ -135,7 +135,7 @@ class Attention:
     def sizes(self, q_len: int, k_len: int | None = None, **options: Any) -> tuple[Sizes, dict[str, NDArray[Any]]]:
         """The resolved sizes and the inputs as arrays; options as for `plan`."""
         given = {**self.given, **options}
-        counts = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
+        counts: dict[str, int] = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
         offsets = {name: given.pop(name, None) for name in ("q_offset", "k_offset")}
         tables = {i.name: _array(given.pop(i.name)) for i in self.spec.inputs if i.name in given}
         tables |= {name: _array(o) for name, o in offsets.items() if isinstance(o, Tensor | np.ndarray)}

@@ -177,7 +177,7 @@ class _Backward(torch.autograd.Function):
 def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
     _refuse_tangents(q, k, v, *tensors)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out, lse = _Forward.apply(q, k, v, tensors, *rest)
+        out, lse = _Forward.apply(q, k, v, tensors, *rest)  # type: ignore[no-untyped-call]
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = torch.ops.maskc.forward.default(q, k, v, tensors, *rest)
@@ -186,7 +186,7 @@ def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *r
 
 def _autograd_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     _refuse_tangents(*(a for a in arguments if isinstance(a, Tensor)))
-    d_q, d_k, d_v = _Backward.apply(*arguments)
+    d_q, d_k, d_v = _Backward.apply(*arguments)  # type: ignore[no-untyped-call]
     return d_q, d_k, d_v
 
 

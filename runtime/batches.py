@@ -148,11 +148,11 @@ def _split(start: int, rows: list[_Row], widest: int, plain: bool) -> Iterator[_
     full = _common([row.full for row in rows])
     exact = all(row.live == live for row in rows)
     few = _count(live) <= widest
+    bare: list[Runs] = []
+    rest: Runs = live
     if full == live and (few or (plain and len(live) == 1)):
         bare, rest = [live] if live else [], ()
-    elif _count(live) <= _LONG:
-        bare, rest = [], live
-    else:
+    elif _count(live) > _LONG:
         long = tuple(run for run in full if run[1] - run[0] >= _RUN)
         bare = [(run,) for run in long] if plain else list(_chunks(long, widest))
         rest = _without(live, long)

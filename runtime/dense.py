@@ -147,7 +147,8 @@ class Pairs:
     @classmethod
     def at(cls, call: Call, index: tuple[Tensor, ...], float_dtype: torch.dtype, score: Tensor) -> "Pairs":
         """The pairs listed by index vectors (batch, head, query, key)."""
-        return cls(call, *index, float_dtype=float_dtype, score=score)
+        batch, head, query, key = index
+        return cls(call, batch, head, query, key, float_dtype, score)
 
     def offset(self, side: Side) -> Tensor:
         """Offset of the queries or keys of each pair's batch row."""
