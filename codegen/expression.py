@@ -153,11 +153,10 @@ _ARITHMETIC: Mapping[BinaryOp, ast.operator] = {
     BinaryOp.BITXOR: ast.BitXor(),
     BinaryOp.AND: ast.BitAnd(),
     BinaryOp.OR: ast.BitOr(),
+    BinaryOp.TRUNCDIV: ast.FloorDiv(),
+    BinaryOp.TRUNCMOD: ast.Mod(),
 }
-_C_DIVISION: Mapping[BinaryOp, tuple[ast.operator, str]] = {
-    BinaryOp.TRUNCDIV: (ast.FloorDiv(), "_divide"),
-    BinaryOp.TRUNCMOD: (ast.Mod(), "_modulo"),
-}
+
 _COMPARED: Mapping[BinaryOp, ast.cmpop] = {
     BinaryOp.LT: ast.Lt(),
     BinaryOp.LE: ast.LtE(),
@@ -540,7 +539,11 @@ class Writer:
         if op in COMPARISONS:
             exact = floats and not (self._score_in(expr.left) or self._score_in(expr.right))
             left, right = self._at(expr.left, end, exact), self._at(expr.right, end, exact)
-            return compared(left, _COMPARED[op], right)
+            holds = compared(left, _COMPARED[op], right)
+            if floats and end is Depends.NONE:
+                # Triton's interpreter gives a scalar comparison of floats the type of its operands when it is spread.
+                return compared(call("tl.where", holds, *map(ast.Constant, (1, 0))), ast.NotEq(), ast.Constant(0))
+            return holds
         if op is BinaryOp.POW:
             return self._power(expr, double)
         left, right = self._at(expr.left, end, double), self._at(expr.right, end, double)
@@ -548,12 +551,8 @@ class Writer:
         if op in (BinaryOp.MIN, BinaryOp.MAX):
             function = "tl.minimum" if op is BinaryOp.MIN else "tl.maximum"
             return self._extreme(function, left, right) if floats else call(function, left, right)
-        if op in _C_DIVISION:
-            plain, guarded = _C_DIVISION[op]
-            nonzero = isinstance(expr.right, Literal) and expr.right.value != 0
-            return infix(left, plain, right) if nonzero else self._helper(guarded, left, right)
         if op in _HELPERS:
-            return self._helper(_HELPERS[op] + ("_float" if floats else ""), left, right)
+            return self._helper(_HELPERS[op], left, right)
         return infix(left, _ARITHMETIC[op], right)
 
     def _power(self, expr: Binary, double: bool) -> ast.expr:

@@ -28,18 +28,6 @@ def _round_half_even(x):
     tie_to_above = (x - below == 0.5) & (tl.floor(below * 0.5) * 2.0 != below)
     return tl.where(above_half | tie_to_above, below + 1.0, below)
 ''',
-    "_divide": '''
-@triton.jit
-def _divide(a, b):
-    """Quotient of integers that are not negative, 0 for a divisor of 0."""
-    return tl.where(b == 0, 0, a // tl.where(b == 0, 1, b))
-''',
-    "_modulo": '''
-@triton.jit
-def _modulo(a, b):
-    """Remainder of integers that are not negative, 0 for a divisor of 0."""
-    return tl.where(b == 0, 0, a % tl.where(b == 0, 1, b))
-''',
     "_floor_divide": '''
 @triton.jit
 def _floor_divide(a, b):
@@ -58,24 +46,6 @@ def _floor_modulo(a, b):
     remainder = a % divisor
     moved = (remainder != 0) & ((remainder < 0) != (divisor < 0))
     return tl.where(b == 0, 0, tl.where(moved, remainder + divisor, remainder))
-''',
-    "_floor_divide_float": '''
-@triton.jit
-def _floor_divide_float(a, b):
-    """Quotient of floats rounded down, 0 for a divisor of 0."""
-    divisor = tl.where(b == 0.0, 1.0, b)
-    quotient = tl.floor(a / divisor)
-    # The division may have rounded across a whole number; the exact remainder shows it.
-    remainder = tl.fma(-quotient, divisor, a)
-    low = (remainder != 0.0) & ((remainder < 0.0) != (divisor < 0.0))
-    high = tl.abs(remainder) >= tl.abs(divisor)
-    return tl.where(b == 0.0, 0.0, tl.where(low, quotient - 1.0, tl.where(high, quotient + 1.0, quotient)))
-''',
-    "_floor_modulo_float": '''
-@triton.jit
-def _floor_modulo_float(a, b):
-    """Remainder of floats with the sign of the divisor, 0 for a divisor of 0."""
-    return tl.where(b == 0.0, 0.0, tl.fma(-_floor_divide_float(a, b), b, a))
 ''',
     "_shift_left": '''
 @triton.jit
@@ -101,7 +71,7 @@ def _power(a, b):
     whole = tl.floor(b) == b
     odd = tl.floor(b * 0.5) * 2.0 != b
     signed = tl.where(a < 0.0, tl.where(whole, tl.where(odd, -magnitude, magnitude), float("nan")), magnitude)
-    return tl.where((b == 0.0) | (a == 1.0), 1.0, signed)
+    return tl.where(b == 0.0, 1.0, tl.where(a == 1.0, 1.0, signed))
 ''',
     "_tanh": '''
 @triton.jit
@@ -137,11 +107,8 @@ def _softplus(x):
 ''',
 }
 
-_NEEDS = {"_floor_modulo_float": "_floor_divide_float"}
-
 
 def helpers(called: Iterable[str]) -> str:
     """The text of the functions that are called, in one order for all files."""
     wanted = set(called)
-    wanted |= {_NEEDS[h] for h in wanted if h in _NEEDS}
     return "\n\n".join(text.strip("\n") + "\n" for h, text in HELPERS.items() if h in wanted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntFlag
 
-from maskc.bounds import lower_division
+from maskc.bounds import value_range
 from maskc.spec import (
     COMPARISONS,
     FALSE,
@@ -22,6 +22,7 @@ from maskc.spec import (
     Expr,
     Literal,
     MaskSpec,
+    Parameter,
     Position,
     Score,
     Select,
@@ -29,6 +30,7 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    conjuncts,
     rebuild,
     walk,
 )
@@ -66,7 +68,7 @@ def reads_score(expr: Expr) -> bool:
 
 def settle(expr: Expr, spec: MaskSpec) -> Expr:
     """An equal expression: constants folded, comparisons and residues taken apart by side, C division where proven."""
-    return lower_division(_settled(expr), spec.inputs)
+    return _divided_in_c(_settled(expr), spec, _promised(spec))
 
 
 def settled(spec: MaskSpec) -> MaskSpec:
@@ -77,6 +79,44 @@ def settled(spec: MaskSpec) -> MaskSpec:
 def _settled(expr: Expr) -> Expr:
     return _sided(_folded(rebuild(expr, _settled)))
 
+
+def _promised(spec: MaskSpec) -> dict[Expr, tuple[float, float]]:
+    """Bounds of parameters that the spec claims, as in `claim window >= 1`: every call is checked for them."""
+    known: dict[Expr, tuple[float, float]] = {}
+    for claim in spec.claims:
+        for part in conjuncts(claim.expr) if not claim.over_pairs else ():
+            match part:
+                case Binary(op=BinaryOp.GE, left=Parameter() as parameter, right=Literal() as limit):
+                    low = float(limit.value)
+                case Binary(op=BinaryOp.GT, left=Parameter() as parameter, right=Literal() as limit):
+                    low = float(limit.value) + 1
+                case _:
+                    continue
+            if parameter.type is Type.INT:
+                known[parameter] = (max(low, known.get(parameter, (low,))[0]), float("inf"))
+    return known
+
+
+def _divided_in_c(expr: Expr, spec: MaskSpec, known: Mapping[Expr, tuple[float, float]]) -> Expr:
+    """C's division and remainder where the dividend is proven non-negative and the divisor positive."""
+
+    def low(node: Expr) -> float:
+        return value_range(node, known, spec.inputs)[0]
+
+    def lowered(node: Expr) -> Expr:
+        changed = rebuild(node, lowered)
+        match changed:
+            case Binary(type=Type.INT, op=BinaryOp.FLOORDIV | BinaryOp.MOD) if low(changed.left) >= 0:
+                if low(changed.right) >= 1:
+                    return replace(changed, op=_IN_C[changed.op])
+                return changed
+            case _:
+                return changed
+
+    return lowered(expr)
+
+
+_IN_C = {BinaryOp.FLOORDIV: BinaryOp.TRUNCDIV, BinaryOp.MOD: BinaryOp.TRUNCMOD}
 
 _FOLDS: Mapping[BinaryOp, Callable[..., bool | int | float]] = {
     BinaryOp.ADD: operator.add,

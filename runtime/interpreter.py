@@ -72,9 +72,10 @@ class _Helper:
         try:
             return helper.receive(self.process.stdout)
         except EOFError:
-            self.end()
+            self.process.wait()
             self.stderr.seek(0)
             said = self.stderr.read().decode(errors="replace").strip().splitlines()[-5:]
+            self.end()
             detail = ": " + " | ".join(said) if said else ""
             raise MaskError(
                 f"the helper process of engine 'interpret' ended with code {self.process.returncode}{detail}"
@@ -82,12 +83,12 @@ class _Helper:
 
     def end(self) -> None:
         """Ends the process."""
-        for stream in (self.process.stdin, self.process.stdout):
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.stderr):
             assert stream is not None
             with contextlib.suppress(OSError):
                 stream.close()
-        self.process.kill()
-        self.process.wait()
 
 
 _lock = threading.Lock()

@@ -93,9 +93,10 @@ def values_of(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> dict[st
     q, k, v = (x.detach().requires_grad_() for x in (call.q, call.k, call.v))
     with torch.enable_grad():
         out, lse = dense.attention(replace(call, q=q, k=k, v=v))
-    upstream = [d_out.to(out.dtype)] + ([] if d_lse is None else [d_lse.to(lse.dtype)])
-    # A score that does not read the first score leaves q and k without a gradient: theirs is 0.
-    gradients = torch.autograd.grad([out, lse][: len(upstream)], (q, k, v), upstream, materialize_grads=True)
+    upstream = [(out, d_out.to(out.dtype))] + ([] if d_lse is None else [(lse, d_lse.to(lse.dtype))])
+    # A score that does not read the first score leaves lse without a gradient, and those of q and k are 0.
+    outputs, given = zip(*((x, g) for x, g in upstream if x.requires_grad), strict=True)
+    gradients = torch.autograd.grad(outputs, (q, k, v), given, materialize_grads=True)
     return dict(zip(QUANTITIES, (out.detach(), lse.detach(), *gradients), strict=True))
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maskc import bounds
-from maskc.codegen.settle import settled
 from maskc.codegen.schedule import Configuration, check
+from maskc.codegen.settle import settled
 from maskc.codegen.source import KernelSource
 from maskc.runtime.inputs import Call
 from maskc.spec import DimKind, MaskSpec, Sizes
