@@ -176,6 +176,11 @@ class _Backward(torch.autograd.Function):
 
 def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
     _refuse_tangents(q, k, v, *tensors)
+    if torch._C._are_functorch_transforms_active():
+        raise MaskUnsupportedError(
+            "torch.func transforms of attention are not available from this engine; "
+            "use torch.autograd, or engine='dense', which is made of torch's own operators"
+        )
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _Forward.apply(q, k, v, tensors, *rest)  # type: ignore[no-untyped-call]
     else:

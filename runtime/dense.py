@@ -82,8 +82,11 @@ def scores_of(call: Call, kept: Tensor) -> tuple[Tensor, Tensor]:
 def _final_score(call: Call, first: Tensor, kept: Tensor) -> Tensor:
     index = kept.nonzero(as_tuple=True)
     float_dtype = torch.float32 if first.dtype.itemsize == 2 else first.dtype
-    pairs = Pairs.at(call, index, float_dtype, first[index].to(float_dtype))
+    score = first[index].to(float_dtype)
+    pairs = Pairs.at(call, index, float_dtype, score)
     value = _read(call.spec.score, pairs).broadcast_to(index[0].shape)
+    # Also a score that does not read the first one is a node of its graph, with derivative 0.
+    value = torch.where(torch.ones_like(value, dtype=torch.bool), value, score)
     return torch.full_like(first, -torch.inf).index_put(index, value.to(first.dtype))
 
 

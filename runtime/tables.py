@@ -90,8 +90,8 @@ class Runs(NamedTuple):
 class Tables:
     """A plan as tensors on the device of the call.
 
-    tile: (queries, keys). maps: (batch rows, heads) that have runs of their own, 1 where all share them. by_query, by_key:
-    (full, partial) runs of key tiles per query tile, and of query tiles per key tile.
+    tile: (queries, keys). maps: (batch rows, heads) that have runs of their own, 1 where all share them. by_query,
+    by_key: (full, partial) runs of key tiles per query tile, and of query tiles per key tile.
     """
 
     tile: tuple[int, int]
