@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, TypeAlias
 
 import maskc
@@ -48,6 +49,8 @@ STAGES = ("tree", "spec", "plan", "kernel", *COMMENT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. Nothing that a user can get wrong leaves a traceback."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text that it can print
     try:
         chosen = command_line().parse_args(arguments)
     except SystemExit as stop:  # --help, --version, or a mistake that argparse has explained
@@ -63,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"maskc {chosen.command} needs the package {error.name!r}, which is not installed here", 1)
     except MemoryError:
         return _failed(f"maskc {chosen.command}: not enough memory for these sizes", 1)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return _failed(f"maskc {chosen.command}: not enough memory for these sizes", 1)
     except BrokenPipeError:
         # The interpreter flushes stdout once more when it ends; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED)
     return status
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate a tensor; on the CPU only the words tell."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _failed(message: str, status: int) -> int:
@@ -88,9 +100,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"maskc {maskc.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _command(
-        commands, "check", check_command, "find the mistakes of specs; with sizes, check their claims too"
-    )
+    command = _command(commands, "check", check_command, "find the mistakes of specs; with sizes, refute claims too")
     _specs_argument(command)
     _call_options(command)
 
@@ -116,7 +126,8 @@ def command_line() -> argparse.ArgumentParser:
     command = _command(commands, "run", run_command, "run forward and backward here, check the result, time it")
     _spec_argument(command)
     _call_options(command)
-    _engine_options(command)
+    _tensor_options(command)
+    command.set_defaults(target=None, tile=None)  # those of the engine that really runs
 
     command = _command(commands, "verify", verify_command, "compare every engine of this machine with the definition")
     _specs_argument(command)
@@ -176,16 +187,20 @@ def _call_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
-    """What runs the call, and on what."""
+    """What a plan or a kernel is made for."""
+    group = _tensor_options(parser)
+    group.add_argument("--target", help="sm_80, sm_90, sm_100, gfx942, ... (default: this machine's GPU, else sm_90)")
+    group.add_argument("--tile", type=options.tile, metavar="QxK", help="queries x keys (default: the engine's tile)")
+
+
+def _tensor_options(parser: argparse.ArgumentParser) -> Option:
+    """The engine and the tensors that it takes."""
     group = parser.add_argument_group("the engine")
     group.add_argument("--engine", choices=options.PLANNING_ENGINES, default="auto", help="default: by the device")
     group.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--target", help="sm_80, sm_90, sm_100, gfx942, ... (default: this machine's GPU, else sm_90)")
-    group.add_argument(
-        "--tile", type=options.tile, metavar="QxK", help="tile of queries x keys (default: the engine's)"
-    )
     group.add_argument("--dim", type=options.positive, default=64, metavar="D", help="head dim (default: 64)")
     group.add_argument("--dtype", choices=options.DTYPES, help="default: float16 for a GPU, else float32")
+    return group
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -271,6 +286,8 @@ def machine_text(spec: MaskSpec, chosen: argparse.Namespace) -> str:
     """A stage behind the kernel file, for every kernel or the one that is named, each under its name."""
     from maskc.runtime.loader import compile_stage
 
+    if chosen.tile is not None:
+        raise UsageError("--tile goes with --stage plan; the tile of compiled kernels is the table's")
     source = emit(spec)
     target = chosen.target or DEFAULT_TARGET
     texts = []

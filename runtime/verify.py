@@ -251,7 +251,8 @@ def _judged(
         expected = tolerance.reference(here.call, here.d_out, here.d_lse)
         for engine in engines:
             try:
-                values = here.to(DTYPES[dtype], "cuda" if engine == "triton" else "cpu").run(compiled[engine])
+                device = device_named("cuda" if engine == "triton" else "cpu")
+                values = here.to(DTYPES[dtype], device).run(compiled[engine])
             except MaskUnsupportedError as error:
                 yield Outcome(spec, case, engine, dtype, refused=str(error))
                 continue

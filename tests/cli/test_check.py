@@ -1,5 +1,6 @@
 """`maskc check`, and the mistakes that every command answers in the same way."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def test_a_spec_that_cannot_be_read_is_one_sentence(maskc: Maskc, command: str, 
     assert sentence in err
 
 
+def test_names_that_are_no_text_are_printed(maskc: Maskc) -> None:
+    name = os.fsdecode(b"caf\xe9.mask")
+    Path(name).write_text("mask a:\n    keep k <= q\n")
+    assert maskc("check", name) == (0, "caf\\udce9.mask: ok\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -115,6 +122,8 @@ def test_a_spec_that_cannot_be_read_is_one_sentence(maskc: Maskc, command: str, 
         (["show", "window.mask", "--seq", "8", "--device", "gpu"], "argument --device: expected cpu, cuda, xpu or"),
         (["show", "window.mask", "--seq", "8", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["emit", "window.mask"], "the following arguments are required: --stage"),
+        (["emit", "window.mask", "--stage", "ptx", "--tile", "64"], "--tile goes with --stage plan"),
+        (["run", "window.mask", "--seq", "8", "--tile", "64"], "unrecognized arguments: --tile 64"),
         (["emit", "window.mask", "--stage", "exe"], "argument --stage: invalid choice: 'exe'"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 
 from maskc import cli
 from maskc.check import load
+from maskc.diagnostics import MaskUnsupportedError
 from maskc.runtime import tiled, verify
 from maskc.runtime.inputs import Call
 
@@ -115,6 +116,26 @@ def test_an_engine_that_refuses_says_why(maskc: Maskc) -> None:
     status, out, _ = maskc("verify", "window.mask", "--engine", "interpret", "--engine", "dense", "--dtype", "float64")
     assert status == 0
     assert "interpret  float64  0      0       not run: q, k and v are float64; generated kernels have fp16" in out
+
+
+def test_an_engine_without_its_device_says_why(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> torch.device:
+        if name != "cpu":
+            raise MaskUnsupportedError(f"device {name}: torch finds no such device here")
+        return torch.device("cpu")
+
+    monkeypatch.setattr(verify, "device_named", missing)
+    status, out, _ = maskc("verify", "window.mask", "--engine", "triton", "--dtype", "float16")
+    assert status == 1
+    assert out.splitlines()[1].endswith("not run: device cuda: torch finds no such device here")
+
+
+def test_what_torch_cannot_allocate_is_one_sentence(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: ...")
+
+    monkeypatch.setattr(verify, "random_problem", exhausted)
+    assert maskc("run", "window.mask", "--seq", "8") == (1, "", "maskc run: not enough memory for these sizes\n")
 
 
 def test_large_defaults_are_tried_small_too() -> None:
