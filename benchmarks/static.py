@@ -2,9 +2,9 @@
 
     python benchmarks/static.py [--examples NAME ...] [--json FILE]
 
-Two requirements, for fp16 and bf16 at head dims 64 and 128: no access to local memory inside a loop, and as many tiles in
-flight as in the mask-free kernel (the same skeleton with no mask and no plan, at the same configuration). The figures go
-to benchmarks/results/static.json.
+Two requirements, for fp16 and bf16 at head dims 64 and 128: no access to local memory inside a loop, and as many tiles
+in flight as in the mask-free kernel (the same skeleton with no mask and no plan, at the same configuration). The
+figures go to benchmarks/results/static.json.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from maskc.check import load
-from maskc.codegen.schedule import configuration, target_named
+from maskc.codegen.schedule import Configuration, configuration, target_named
 from maskc.codegen.source import KernelSource, emit
 from maskc.codegen.template import walk_next, walk_start
 from maskc.runtime import loader
@@ -56,10 +56,9 @@ class Figures:
     loops: tuple[Loop, ...]
 
 
-def figures(source: KernelSource, spec: MaskSpec, entry: str, dim: int, dtype: str) -> Figures:
+def figures(source: KernelSource, spec: MaskSpec, entry: str, dim: int, dtype: str, chosen: Configuration) -> Figures:
     """Compiles an entry point for sm_90 as the launcher would and reads its machine code."""
     target = target_named("sm_90")
-    chosen = configuration(target, (dim, dim), dtype, loader.PASSES[entry])
     compiled = loader.compile_kernel(source, spec, entry, target, loader.Variant((dim, dim), dtype, chosen))
     usage = re.search(r"REG:(\d+) STACK:(\d+)", loader.resources(compiled))
     assert usage is not None, "cuobjdump reports registers and stack"
@@ -84,10 +83,9 @@ def loop_spans(lines: list[str]) -> Iterator[tuple[int, int]]:
     last: dict[int, int] = {}
     for i, line in enumerate(lines):
         branch = re.search(r"BRA\S* .*?`\((\.L_x_\d+)\)", line)
-        if branch and labels.get(branch[1], i + 1) <= i:
-            # A jump to itself behind the end of the program is padding, no loop.
-            if i - labels[branch[1]] > 1:
-                last[labels[branch[1]]] = i + 1
+        # A jump to itself behind the end of the program is padding, no loop.
+        if branch and i - labels.get(branch[1], i) > 1:
+            last[labels[branch[1]]] = i + 1
     yield from last.items()
 
 
@@ -148,16 +146,20 @@ def main() -> int:
     results, missed = [], 0
     free_source, free_spec = mask_free(PLAIN)
     for entry, dim, dtype in itertools.product(ENTRIES, chosen.dims, chosen.dtypes):
-        baseline = figures(free_source, free_spec, entry, dim, dtype)
-        results.append({"mask": "mask_free", "entry": entry, "dim": dim, "dtype": dtype, **asdict(baseline)})
-        print(f"{'(mask-free)':28} {entry:24} {dim:3} {dtype} {summary(baseline)}", flush=True)
+        baselines: dict[Configuration, Figures] = {}
         for name in chosen.examples:
             spec = load(ROOT / "examples" / f"{name}.mask")
-            found = figures(emit(spec), spec, entry, dim, dtype)
-            problems = failures(found, baseline)
+            source = emit(spec)
+            tile = configuration(target_named("sm_90"), (dim, dim), dtype, loader.PASSES[entry], source.heavy)
+            row = {"mask": name, "entry": entry, "dim": dim, "dtype": dtype, "configuration": str(tile)}
+            if tile not in baselines:
+                baselines[tile] = figures(free_source, free_spec, entry, dim, dtype, tile)
+                results.append(row | {"mask": "mask_free"} | asdict(baselines[tile]))
+                print(f"{'(mask-free)':28} {entry:24} {dim:3} {dtype} {summary(baselines[tile])}", flush=True)
+            found = figures(source, spec, entry, dim, dtype, tile)
+            problems = failures(found, baselines[tile])
             missed += bool(problems)
-            row = {"mask": name, "entry": entry, "dim": dim, "dtype": dtype, **asdict(found), "missed": problems}
-            results.append(row)
+            results.append(row | asdict(found) | {"missed": problems})
             print(f"{name:28} {entry:24} {dim:3} {dtype} {summary(found)} {'; '.join(problems)}", flush=True)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -6,6 +6,7 @@ sm_90 against the compiler's own figures.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from maskc.diagnostics import MaskUnsupportedError
@@ -72,15 +73,21 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def configuration(target: Target, dims: tuple[int, int], dtype: str, pass_: Pass) -> Configuration:
-    """The configuration for head dims (D_qk, D_v), a dtype (`fp16`, `bf16`, `fp32`) and a kernel."""
-    return fitting(target, dims, dtype, pass_)[0]
+@lru_cache(maxsize=1024)
+def configuration(target: Target, dims: tuple[int, int], dtype: str, pass_: Pass, heavy: bool = False) -> Configuration:
+    """The configuration for head dims (D_qk, D_v), a dtype (`fp16`, `bf16`, `fp32`) and a kernel.
+
+    heavy: as `KernelSource.heavy`.
+    """
+    return fitting(target, dims, dtype, pass_, heavy)[0]
 
 
-def fitting(target: Target, dims: tuple[int, int], dtype: str, pass_: Pass) -> tuple[Configuration, ...]:
+def fitting(
+    target: Target, dims: tuple[int, int], dtype: str, pass_: Pass, heavy: bool = False
+) -> tuple[Configuration, ...]:
     """All configurations of the table that fit, best first; never empty."""
     check(dims, dtype)
-    table = [*_preferred(target, max(dims), dtype, pass_), *_FALLBACK]
+    table = [*_preferred(target, max(dims), dtype, pass_, heavy), *_FALLBACK]
     found = tuple(
         c
         for c in dict.fromkeys(table)
@@ -141,7 +148,7 @@ _FALLBACK = (
 )
 
 
-def _preferred(target: Target, dim: int, dtype: str, pass_: Pass) -> list[Configuration]:
+def _preferred(target: Target, dim: int, dtype: str, pass_: Pass, heavy: bool) -> list[Configuration]:
     """Best first, before anything is known about what fits."""
     if dtype == "fp32":
         # Dots of float32 run on ordinary multiply-adds, whose operands fill the registers: small tiles.
@@ -149,11 +156,11 @@ def _preferred(target: Target, dim: int, dtype: str, pass_: Pass) -> list[Config
     if target.backend == "hip":
         return [Configuration(128, 64, 4, 2), Configuration(64, 64, 4, 2)] if pass_ == "forward" else []
     match pass_:
-        case "forward":
-            return [Configuration(128, 64, 8, 3), Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
-        case "queries":
-            return [Configuration(128, 64, 8, 3), Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
+        case "forward" | "queries":
+            owned = [Configuration(128, 64, 8, 3), Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
+            return [Configuration(128, 32, 8, 3), Configuration(64, 32, 4, 3), *owned] if heavy else owned
         case "keys" if dim == 128:
-            return [Configuration(64, 64, 8, 2)]
+            return [Configuration(32, 128, 8, 3), Configuration(32, 64, 8, 2)]
         case "keys":
-            return [Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
+            owned = [Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
+            return [Configuration(32, 64, 4, 3), *owned] if heavy else owned

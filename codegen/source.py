@@ -14,8 +14,23 @@ from functools import cached_property, lru_cache
 from maskc.codegen import backward, forward
 from maskc.codegen.expression import Names, Symbols
 from maskc.codegen.helpers import HELPERS, helpers
+from maskc.codegen.settle import Depends, depends, settle
 from maskc.codegen.template import fill, without_blanks
-from maskc.spec import AxisSize, Coordinate, Expr, MaskSpec, Offset, Parameter, Position, Read, Side, Type, walk
+from maskc.spec import (
+    AxisSize,
+    Binary,
+    BinaryOp,
+    Coordinate,
+    Expr,
+    MaskSpec,
+    Offset,
+    Parameter,
+    Position,
+    Read,
+    Side,
+    Type,
+    walk,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class KernelSource:
     kernels: its entry points; the file's functions `forward` and `backward` launch them.
     double: whether float64 arithmetic decides pairs; then multiply-adds must not be fused behind the text's back.
     inputs: the tensors of the spec that the kernels read.
+    heavy: whether what depends on one end of a pair takes so much arithmetic that smaller tiles of it serve better.
     """
 
     mask: str
@@ -52,6 +68,7 @@ class KernelSource:
     kernels: tuple[Kernel, ...]
     double: bool
     inputs: tuple[str, ...]
+    heavy: bool
 
     def kernel(self, name: str) -> Kernel:
         """The entry point of that name."""
@@ -192,9 +209,8 @@ def emit(spec: MaskSpec) -> KernelSource:
             template,
         )
     parts = [_header(spec), helpers(symbols.helpers), *texts, _launches(mask, double)]
-    return KernelSource(
-        spec.name, "\n\n".join(p.strip("\n") + "\n" for p in parts if p), tuple(kernels), double, mask.inputs
-    )
+    text = "\n\n".join(part.strip("\n") + "\n" for part in parts if part)
+    return KernelSource(spec.name, text, tuple(kernels), double, mask.inputs, _heavy(spec))
 
 
 def _copied(names: Names) -> Names:
@@ -202,6 +218,18 @@ def _copied(names: Names) -> Names:
     return Names(names.taken - _HANDED_OUT)
 
 
+def _heavy(spec: MaskSpec) -> bool:
+    """Each lane computes what depends on one end for many positions, and keeps the results until the tile is done."""
+    exprs = (settle(spec.predicate, spec), settle(spec.score, spec))
+    for end in (Depends.Q, Depends.K):
+        nodes = {node for expr in exprs for node in walk(expr) if depends(node) is end}
+        if sum(_INSTRUCTIONS.get(node.op, 1) for node in nodes if isinstance(node, Binary)) > _HEAVY:
+            return True
+    return False
+
+
+_INSTRUCTIONS = {BinaryOp.FLOORDIV: 16, BinaryOp.MOD: 16, BinaryOp.TRUNCDIV: 8, BinaryOp.TRUNCMOD: 8}
+_HEAVY = 48
 _HANDED_OUT = {"q_position", "k_position", "q_first", "k_first"}
 
 

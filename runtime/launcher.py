@@ -46,7 +46,7 @@ def compile_keys() -> tuple[CompileKey, ...]:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     source, module = _kernels(call)
-    config = _config(call, "forward", (call.q, call.k, call.v))
+    config = _config(call, source, "forward", (call.q, call.k, call.v))
     runs = tables.build(call, _tile(config))
     given = variants.arguments(call, source)
     with _device(call):
@@ -66,7 +66,7 @@ def backward(
     if d_lse is not None:
         d_lse = d_lse.to(torch.float32).contiguous()
     strided = (call.q, call.k, call.v, d_out)
-    queries, keys = _config(call, "queries", strided), _config(call, "keys", strided)
+    queries, keys = _config(call, source, "queries", strided), _config(call, source, "keys", strided)
     by_query, by_key = tables.build(call, _tile(queries)), tables.build(call, _tile(keys))
     with _device(call):
         _note(call, source, "backward_rows", given, queries)
@@ -88,9 +88,9 @@ def _kernels(call: Call) -> tuple[KernelSource, ModuleType]:
     return source, loader.load(source)
 
 
-def _config(call: Call, pass_: Pass, strided: tuple[Tensor, ...]) -> dict[str, Any]:
+def _config(call: Call, source: KernelSource, pass_: Pass, strided: tuple[Tensor, ...]) -> dict[str, Any]:
     target = target_of(call.q.device)
-    chosen = configuration(target, variants.dims_of(call), variants.dtype_of(call), pass_)
+    chosen = configuration(target, variants.dims_of(call), variants.dtype_of(call), pass_, source.heavy)
     return variants.config(call, chosen, strided)
 
 

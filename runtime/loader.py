@@ -184,7 +184,7 @@ def compile_stage(
         raise MaskUnsupportedError(f"no stage '{stage}' for {target}; it has {', '.join(stages)}")
     dims = (dim, dim if dim_v is None else dim_v)
     check(dims, dtype)
-    variant = Variant(dims, dtype, configuration(chip, dims, dtype, PASSES[entry]))
+    variant = Variant(dims, dtype, configuration(chip, dims, dtype, PASSES[entry], source.heavy))
     compiled = compile_kernel(source, spec, entry, chip, variant)
     if stage == "sass":
         return disassembled(compiled)
