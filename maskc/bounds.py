@@ -287,7 +287,7 @@ class Analysis:
 
     def count(self) -> int | None:
         """How many pairs are kept over all maps, where tables over separate axes decide the predicate; numpy only."""
-        parts = _chain(self.predicate, BinaryOp.AND)
+        parts = self._conjuncts(self.predicate)
         tables = [(part, self._tables[id(part)].dims) for part in parts if id(part) in self._tables]
         axes = [axis for _, dims in tables for axis in {dim.axis for dim in dims}]
         on_grid = len(axes) > 0 and axes != [""]
@@ -299,6 +299,12 @@ class Analysis:
         for part, dims in tables:
             total = total * self._weighted(part, dims)
         return int(np.broadcast_to(total, (math.prod(self.maps),)).sum())
+
+    def _conjuncts(self, expr: Expr) -> list[Expr]:
+        """The operands of `and`, down to those that a table decides."""
+        if id(expr) in self._tables or not (isinstance(expr, Binary) and expr.op is BinaryOp.AND):
+            return [expr]
+        return self._conjuncts(expr.left) + self._conjuncts(expr.right)
 
     @property
     def _whole_grid(self) -> bool:
