@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from maskc.diagnostics import Diagnostic, Source, Span
 
 BRACKET_LIMIT = 100
-TOKEN_LIMIT = 100_000  # of a file; keeps the time to refuse it within seconds
+TOKEN_LIMIT = 50_000  # of a file; keeps the time to refuse it within seconds
 LARGEST_INT = 2**63 - 1
 
 OPERATORS = {  # as they are called in mask.lark

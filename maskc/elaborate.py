@@ -40,7 +40,7 @@ from maskc.typed import OperandError
 
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
-WORK_LIMIT = 100_000
+WORK_LIMIT = 50_000
 INLINING_LIMIT = 20
 ERROR_LIMIT = 100
 TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"

@@ -1,9 +1,9 @@
 """Every mistake as a user sees it: text, place, caret, sentence and hint, exactly (`diagnoses.txt`).
 
-After a sentence changed: `MASKC_WRITE_DIAGNOSES=1 python tests/language/test_diagnoses.py` rewrites the reports; read the difference.
+After a sentence changed, `python tests/language/test_diagnoses.py --write` rewrites the reports; read the difference.
 """
 
-import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,7 @@ def test_errors_are_raised_all_at_once_and_warnings_are_not() -> None:
 def test_a_tab_is_underlined_where_it_stands() -> None:
     (found,) = diagnose(Source("a.mask", "mask a:\n\tkeep k <= q\n\tkeep q - k < 9\n"))
     assert str(found) == (
-        "a.mask:2:1: this line is indented with a tab\n"
-        "  2 | \tkeep k <= q\n"
-        "    | ^\n"
-        "hint: indent with spaces"
+        "a.mask:2:1: this line is indented with a tab\n  2 | \tkeep k <= q\n    | ^\nhint: indent with spaces"
     )
 
 
@@ -68,7 +65,10 @@ def test_tabs_before_a_mistake_keep_the_caret_below_it() -> None:
 def test_unprintable_characters_are_named(character: str, name: str) -> None:
     found = diagnose(Source("a.mask", f"mask a:\n    keep k <= q{character}\n"))
     assert [d.message for d in found] == [f"unexpected character {name}"]
-    assert str(found[0]).encode("utf-8").decode("utf-8").splitlines()[1] == "  2 |     keep k <= q\N{REPLACEMENT CHARACTER}"
+    assert (
+        str(found[0]).encode("utf-8").decode("utf-8").splitlines()[1]
+        == "  2 |     keep k <= q\N{REPLACEMENT CHARACTER}"
+    )
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
@@ -102,7 +102,7 @@ def test_load_from_text_and_the_name_of_a_mask() -> None:
     text = "mask a:\n    keep k <= q\nmask b:\n    keep k < q\n"
     assert load(text).name == "b"
     assert load(text, "a").name == "a"
-    with pytest.raises(MaskError, match="^'<spec>' has no mask 'c'\nhint: its masks are a, b$"):
+    with pytest.raises(MaskError, match=r"^'<spec>' has no mask 'c'\nhint: its masks are a, b$"):
         load(text, "c")
 
 
@@ -156,5 +156,5 @@ def write() -> None:
     FILE.write_text("".join(f"{RULE} {t}\n{s}{BAR}\n{report(s)}" for t, s, _ in cases()), encoding="utf-8")
 
 
-if __name__ == "__main__" and os.environ.get("MASKC_WRITE_DIAGNOSES") == "1":
+if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
     write()

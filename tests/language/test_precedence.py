@@ -37,8 +37,8 @@ def value(expr: Expr, spec: MaskSpec) -> Any:
     return np.asarray(evaluate(expr, Pairs(np, sizes, {}, zero, zero, q, k))).item()
 
 
-# Tokens glued together without brackets, so that the value depends on how they are grouped. Python is the judge of what is an
-# expression at all and of its value; what this language refuses by type (a boolean is no number for `and`) is left out.
+# Tokens glued together without brackets, so that the value depends on how they are grouped. Python is the judge of it;
+# what this language refuses by a rule of its own (BY_RULE) is left out.
 ATOMS = st.sampled_from(["q", "k", "a", "b", "t", "u", "1", "2", "3", "10", "True", "(q - k)", "abs(b)", "min(a, q)"])
 NUMBERS = ["+", "-", "*", "//", "%", "&", "|", "^", "<<", ">>"]
 COMPARISONS = ["<", "<=", ">", ">=", "==", "!="]
@@ -105,14 +105,20 @@ def refusals(text: str) -> list[str]:
 
 
 # What the language refuses although Python has a value for it.
-BY_RULE = ("'~' of a boolean", "this divides by zero", "a shift is by", "this does not fit into 64 bits", "takes booleans")
+BY_RULE = (
+    "'~' of a boolean",
+    "this divides by zero",
+    "a shift is by",
+    "this does not fit into 64 bits",
+    "takes booleans",
+)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(arithmetic())
 def test_numbers(text: str) -> None:
     expected = python(text)
-    if expected is None or any(w in text for w in ("<<", ">>")) and _shifts_far(text):
+    if expected is None or (any(w in text for w in ("<<", ">>")) and _shifts_far(text)):
         return
     spec_text = f"{HEAD}    keep ({text}) == q + 0\n"
     wrong = refusals(spec_text)
@@ -130,7 +136,7 @@ def _shifts_far(text: str) -> bool:
     return sum(text.count(w) for w in ("<<", "*", "10")) > 2
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(logic())
 def test_logic(text: str) -> None:
     expected = python(text)
@@ -142,10 +148,16 @@ def test_logic(text: str) -> None:
         assert all(w.startswith(BY_RULE) for w in wrong), wrong
         return
     spec = load(spec_text)
-    try:
+    if not _divides_by_a_parameter(spec):  # 0 in a link of a chain that Python never comes to
         assert value(spec.predicate, spec) is bool(expected)
-    except MaskInputError as error:  # a parameter that is 0 and divides, in a link that Python never comes to
-        assert "divides by zero" in str(error)
+
+
+def _divides_by_a_parameter(spec: MaskSpec) -> bool:
+    try:
+        resolve(spec, q_len=8, k_len=8, given={})
+    except MaskInputError as error:
+        return "divides by zero" in str(error)
+    return False
 
 
 @pytest.mark.parametrize(
