@@ -742,10 +742,11 @@ def _chain(expr: Expr, op: BinaryOp) -> list[Expr]:
 
 
 def _joined(op: BinaryOp, parts: list[Expr]) -> Expr:
-    result = parts[0]
-    for part in parts[1:]:
-        result = Binary(Type.BOOL, op, result, part)
-    return result
+    """`and` or `or` of all parts, as a balanced tree: there may be many."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = (len(parts) + 1) // 2
+    return Binary(Type.BOOL, op, _joined(op, parts[:middle]), _joined(op, parts[middle:]))
 
 
 def _groups(parts: list[Expr], key: Callable[[Expr], Any]) -> list[list[Expr]]:
