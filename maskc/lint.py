@@ -40,6 +40,8 @@ Interval = tuple[float, float]
 
 _POSITIONS: Interval = (0, 2**31 - 1)
 _SIZES: Interval = (1, 2**31 - 1)
+_COORDINATES: Interval = (0, 2**20 - 1)  # a grid of three axes has far fewer places than 2 ** 60
+_AXES: Interval = (1, 2**20 - 1)
 _ANY: Interval = (-math.inf, math.inf)
 _LOGICAL = {BinaryOp.AND, BinaryOp.OR}
 _DIVISIONS = {BinaryOp.DIV, BinaryOp.FLOORDIV, BinaryOp.MOD}
@@ -88,8 +90,9 @@ def _arithmetic(expr: Expr, judge: "_Judge", guarded: bool, seen: set[int]) -> I
     if isinstance(expr, Binary):
         if expr.op in _DIVISIONS and not guarded:
             yield from _zero_divisor(expr, judge)
-        if expr.type is Type.INT and _leaves_64_bits(expr, judge):
-            yield _warning("this can leave 64 bits", expr.span, "positions are taken to lie below 2 ** 31")
+        if judge.overflows(expr):
+            hint = "positions are taken to lie below 2 ** 31, coordinates below 2 ** 20"
+            yield _warning("this can leave 64 bits", expr.span, hint)
     for place, child in enumerate(children(expr)):
         branch = isinstance(expr, Select) and place > 0
         shortcut = isinstance(expr, Binary) and expr.op in _LOGICAL and place > 0
@@ -112,19 +115,13 @@ def _varies(expr: Expr) -> bool:
     return any(isinstance(e, Position | Coordinate | Index | Read) for e in walk(expr))
 
 
-def _leaves_64_bits(expr: Binary, judge: "_Judge") -> bool:
-    if any(math.inf in map(abs, judge.interval(child)) for child in children(expr)):
-        return False
-    low, high = judge.interval(expr)
-    return low < -(2**63) or high >= 2**63
-
-
 class _Judge:
     """Intervals of integers and truth of booleans, each node judged once."""
 
     def __init__(self) -> None:
         self._intervals: dict[int, Interval] = {}
         self._kept: list[Expr] = []  # so that no identity is used twice
+        self._overflowing: set[int] = set()
 
     def truth(self, expr: Expr) -> bool | None:
         """True or False where a boolean is the same for every pair."""
@@ -174,17 +171,30 @@ class _Judge:
     def interval(self, expr: Expr) -> Interval:
         """Bounds of an int; floats and booleans are not looked at."""
         if id(expr) not in self._intervals:
-            self._intervals[id(expr)] = self._interval(expr)
+            low, high = self._interval(expr)
+            if -math.inf < low and high < math.inf and (low < -(2**63) or high >= 2**63):
+                self._overflowing.add(id(expr))
+                low, high = _ANY  # said once, not again of everything that reads it
+            self._intervals[id(expr)] = low, high
             self._kept.append(expr)
         return self._intervals[id(expr)]
+
+    def overflows(self, expr: Expr) -> bool:
+        """Whether an int of bounded operands can leave 64 bits."""
+        self.interval(expr)
+        return id(expr) in self._overflowing
 
     def _interval(self, expr: Expr) -> Interval:
         match expr:
             case Literal():
                 return (expr.value, expr.value) if expr.type is Type.INT else _ANY
-            case Position() | Coordinate() | Offset() | Length() | Index():
+            case Position() | Offset() | Length() | Index():
                 return _POSITIONS
-            case AxisSize() | Total():
+            case Coordinate():
+                return _COORDINATES
+            case AxisSize():
+                return _AXES
+            case Total():
                 return _SIZES
             case Cast():
                 return (0, 1) if expr.type is Type.INT else _ANY
