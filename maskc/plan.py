@@ -388,9 +388,10 @@ def statistics(plan: BlockPlan, inputs: Inputs | None = None) -> Statistics:
     full, partial, empty = _tile_counts(plan)
     wide = plan if plan.tile == _FLEX else build(plan.spec, plan.sizes, _FLEX, inputs)
     wide_full, wide_partial, _ = _tile_counts(wide)
-    holding, evaluated = _partial_pairs(wide, inputs)
+    # Where tables count the pairs they also classify every tile exactly: no partial tile is without a pair.
     counted = Analysis(plan.spec.predicate, plan.sizes, inputs).count()
-    live = evaluated + wide_full * math.prod(_FLEX) if counted is None else counted
+    holding, inside = _partial_pairs(wide, inputs) if counted is None else (wide_partial, 0)
+    live = wide_full * math.prod(_FLEX) + inside if counted is None else counted
     computed = (full + partial) * math.prod(plan.tile)
     flex = (wide_full + holding) * math.prod(_FLEX)
     return Statistics(
