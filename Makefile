@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.maskc-ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
-PYTEST := $(BIN)/python -m pytest --durations=10
+PYTEST := $(BIN)/python -m pytest --durations=10 -n auto --maxprocesses 8 --dist worksteal
 CHECKED := maskc grammar codegen runtime examples benchmarks tests .ci
 
 .DEFAULT_GOAL := help

@@ -5,9 +5,10 @@ import os
 import shutil
 import tempfile
 
+import pytest
 from hypothesis import settings
 
-# Before anything imports numpy, torch or triton. Two pytest runs may share two cores; thread pools would only fight.
+# Before anything imports numpy, torch or triton. Tests run in as many processes as there are cores; threads would fight.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
@@ -18,3 +19,7 @@ if "MASKC_CACHE_DIR" not in os.environ:
 
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew")
