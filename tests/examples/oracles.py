@@ -278,7 +278,7 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
     "sparse_transformer_strided": (
         _line(5, parameters={"stride": 2}),
         _line(131, heads=4, kv_heads=4, parameters={"stride": 11}),
-        _decode(3, 89, heads=2, kv_heads=1, parameters={"stride": 9}),
+        _decode(7, 89, heads=2, kv_heads=1, parameters={"stride": 9}),
         Setting(37, 22, q_offset=5, k_offset=20, parameters={"stride": 6}),
     ),
     "prefix_lm": (
@@ -294,7 +294,7 @@ SETTINGS: Mapping[str, tuple[Setting, ...]] = {
     "sink_window": (
         _line(9, parameters={"sink": 2, "window": 3}),
         _line(127, batch=2, heads=6, kv_heads=2, parameters={"sink": 4, "window": 29}),
-        _decode(1, 99, parameters={"sink": 4, "window": 45}),
+        _decode(6, 99, parameters={"sink": 4, "window": 45}),
         Setting(43, 27, q_offset=7, k_offset=16, parameters={"sink": 18, "window": 5}),
     ),
     "documents": (

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from maskc import cli
 from maskc.check import diagnose, load_source
 from maskc.diagnostics import Source
 
@@ -61,6 +63,39 @@ def test_the_pages_show_specs_and_messages() -> None:
     assert kinds.count("mask") > 10
     assert kinds.count("mask error") >= 2
     assert set(kinds) <= {"mask", "mask error", "text", "python", "console", "ebnf"}
+
+
+def test_the_quick_start_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    for block in blocks_of("README.md"):
+        if block.kind == "python":
+            exec(compile(block.text, str(block), "exec"), names)
+    assert names["out"].shape == (2, 8, 1000, 64)
+    assert names["mask"].shape == (1000, 1000)
+    assert "1000 queries x 1000 keys" in capsys.readouterr().out
+
+
+def without_figures(text: str) -> str:
+    """The text with times and errors, which differ between machines, replaced by '#'."""
+    return re.sub(r"[\d.]+ ms|\d\.\d+e[-+]\d+", "#", text)
+
+
+SHOWN = [
+    block
+    for block in BLOCKS
+    if block.kind == "console" and block.text.startswith("$ maskc") and "sass" not in block.text
+]
+
+
+@pytest.mark.parametrize("block", SHOWN, ids=str)
+def test_commands_print_what_is_shown(
+    block: Block, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command, _, shown = block.text.partition("\n")
+    assert cli.main(command.split()[2:]) == 0
+    assert without_figures(capsys.readouterr().out) == without_figures(shown)
 
 
 @pytest.mark.parametrize("page", PAGES)
