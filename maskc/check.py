@@ -505,7 +505,7 @@ class _Checker(Elaborator):
                 return Dim(DimKind.EXTENT, name, Length(Type.INT, Side(name), span=node.span))
             case syntax.Name(text=name) if reading.axes is not None and name in reading.axes:
                 return Dim(DimKind.EXTENT, name, AxisSize(Type.INT, name, span=node.span))
-            case syntax.Name(text=name) if scope.find(name) is None and name not in _NOT_FREE:
+            case syntax.Name(text=name) if _is_free(scope.find(name)) and name not in _NOT_FREE:
                 return self._free(node)
             case _:
                 return self._extent(node, text, scope, reading)
@@ -566,6 +566,8 @@ class _Checker(Elaborator):
         if any(isinstance(s, syntax.Score) for s in used.body):
             self.report(f"mask '{name}' changes the score and cannot be used as a predicate", node.span)
             return Unknown()
+        if reading.axes is None:
+            return Unknown()  # a function that nobody calls: on which grid is not known
         with self._inlining(used):
             axes = self._axes(used)
             inside = self._inside(used, axes, arguments, node, reading)
@@ -584,12 +586,13 @@ class _Checker(Elaborator):
         self, used: syntax.Mask, axes: tuple[str, ...], arguments: Scope, node: syntax.Call, reading: Reading
     ) -> Reading | None:
         """How a mask is read where another one uses it; None where the two do not fit together."""
-        missing = [a for a in axes if reading.axes is not None and a not in reading.axes]
+        here = reading.axes or ()
+        missing = [a for a in axes if a not in here]
         if missing:
             self.report(
                 f"mask '{used.name.text}' has the axes {', '.join(axes)}; this mask has no axis '{missing[0]}'",
                 node.span,
-                f"add 'axes {', '.join(axes)}'" if not reading.axes else None,
+                None if here else f"add 'axes {', '.join(axes)}'",
             )
             return None
         places = []
@@ -652,6 +655,11 @@ class _Checker(Elaborator):
 
 
 _NOT_FREE = {"q_len", "k_len", "heads", "score", "inf"}
+
+
+def _is_free(found: Value | None) -> bool:
+    """Whether a name in dims is a size of its own; masks and functions are no sizes, so their names may be taken."""
+    return found is None or isinstance(found, MaskValue | FunctionValue)
 
 
 def _as_float(value: Expr, span: Span | None) -> Expr:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TypeVarTuple
+from typing import TypeVarTuple, assert_never
 
 from maskc import typed
 from maskc.diagnostics import Diagnostic, Span
@@ -33,10 +33,10 @@ from maskc.spec import (
     Side,
     Total,
     Type,
-    UnaryOp,
     children,
 )
 from maskc.typed import OperandError
+from maskc.words import BUILTINS, HABITS, LATER, MODULES, OPTION_HINTS, OPTIONS, PARAMETER_NAMES, PRELUDE
 
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
@@ -44,55 +44,6 @@ WORK_LIMIT = 50_000
 INLINING_LIMIT = 20
 ERROR_LIMIT = 100
 TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"
-
-FUNCTIONS = {
-    "abs": UnaryOp.ABS,
-    "floor": UnaryOp.FLOOR,
-    "ceil": UnaryOp.CEIL,
-    "round": UnaryOp.ROUND,
-    "exp": UnaryOp.EXP,
-    "log": UnaryOp.LOG,
-    "tanh": UnaryOp.TANH,
-    "erf": UnaryOp.ERF,
-    "sigmoid": UnaryOp.SIGMOID,
-    "softplus": UnaryOp.SOFTPLUS,
-    "relu": UnaryOp.RELU,
-    "sqrt": UnaryOp.SQRT,
-}
-BUILTINS = {*FUNCTIONS, "min", "max", "clamp", "where", "range"}
-PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "score", "inf"}
-# Of the language, but not of this version.
-LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale", "weight", "mass"}
-OPTIONS = {"q_offset", "k_offset", "engine", "return_lse", "aux", "validate", "mask"}
-PARAMETER_NAMES = frozenset((PRELUDE - {"inf"}) | OPTIONS)  # names that parameters of functions may take over
-
-# Words of other languages and libraries, and what they are here.
-_HABITS = {
-    "q_idx": "q",
-    "kv_idx": "k",
-    "k_idx": "k",
-    "i": "q",
-    "j": "k",
-    "b": "batch",
-    "h": "head",
-    "true": "True",
-    "false": "False",
-    "infinity": "inf",
-    "seq_len": "q_len",
-    "seqlen": "q_len",
-    "kv_len": "k_len",
-    "num_heads": "heads",
-    "pow": "**",
-    "sign": "where(x > 0, 1, where(x < 0, -1, 0))",
-    "int": "floor(x), ceil(x) or round(x)",
-    "float": "1.0 * x",
-    "bool": "x != 0",
-    "logical_and": "and",
-    "logical_or": "or",
-    "logical_not": "not",
-}
-_MODULES = {"torch", "np", "numpy", "math", "jnp", "tl", "F"}
-
 
 Operands = TypeVarTuple("Operands")
 
@@ -104,10 +55,9 @@ class Elaborator(ABC):
     found: list[Diagnostic] = field(default_factory=list)
     work: int = 0
     depth: int = 0
-    active: list[syntax.Mask | syntax.Function | syntax.Let] = field(
-        default_factory=list
-    )  # functions, masks and lets being inlined
-    called: set[int] = field(default_factory=set)  # functions and lets that were read somewhere, by identity
+    # Functions, masks and lets being inlined; and functions and lets that were read somewhere, by identity.
+    active: list[syntax.Mask | syntax.Function | syntax.Let] = field(default_factory=list)
+    called: set[int] = field(default_factory=set)
 
     # ---- reports
 
@@ -232,6 +182,8 @@ class Elaborator(ABC):
                 return Unknown()
             case syntax.Unreadable():
                 return Unknown()
+            case _:
+                assert_never(node)
 
     def _operation(
         self,
@@ -267,6 +219,8 @@ class Elaborator(ABC):
                 if condition is None or then is None or otherwise is None:
                     return None
                 return self.made(span, typed.select, condition, then, otherwise)
+            case _:
+                assert_never(node)
 
     def _chain(self, op: BinaryOp, operands: Sequence[Expr | None], span: Span) -> Expr | None:
         """`a and b and c`, as a balanced tree (there may be many); None if one operand is."""
@@ -319,7 +273,9 @@ class Elaborator(ABC):
                     return None
                 if item is None:
                     return None
-                links = [o and self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options]
+                links = [
+                    None if o is None else self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options
+                ]
                 return self._chain(BinaryOp.OR, links, span)
             case syntax.Call(function=syntax.Name(text="range")):
                 return self._in_range(item, container, span, scope, reading)
@@ -359,7 +315,7 @@ class Elaborator(ABC):
         if isinstance(step, Literal) and step.value == 0:
             self.report("the step of a range cannot be 0", step.span)
             return None
-        return self.made(span, _within, item, start, stop, step)
+        return self.made(span, typed.within, item, start, stop, step)
 
     # ---- names
 
@@ -407,6 +363,9 @@ class Elaborator(ABC):
         if name in LATER:
             self.report(f"'{name}' is not available in this version", node.span)
             return
+        if name in OPTIONS:
+            self.report(f"'{name}' is an option of the call, not a value", node.span, OPTION_HINTS.get(name))
+            return
         if name in BUILTINS:
             self.report(f"'{name}' is a function", node.span, f"call it: '{name}(...)'")
             return
@@ -414,10 +373,10 @@ class Elaborator(ABC):
         self.report(f"unknown {what} '{name}'", node.span, self._suggestion(name, scope, reading))
 
     def _suggestion(self, name: str, scope: Scope, reading: Reading) -> str | None:
-        if name in _MODULES:
+        if name in MODULES:
             return "there are no modules; write 'where(...)', 'abs(...)', 'exp(...)' by their bare names"
-        if name in _HABITS:
-            instead = _HABITS[name]
+        if name in HABITS:
+            instead = HABITS[name]
             return f"did you mean '{instead}'?" if instead.isidentifier() else f"write '{instead}'"
         known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
         close = get_close_matches(name[:60], known[:500], 1, 0.6) if len(name) > 1 else []
@@ -450,7 +409,7 @@ class Elaborator(ABC):
 
     def _attribute(self, node: syntax.Attribute, scope: Scope, reading: Reading) -> Value:
         owner, name = node.owner, node.name.text
-        if isinstance(owner, syntax.Name) and owner.text in _MODULES and scope.find(owner.text) is None:
+        if isinstance(owner, syntax.Name) and owner.text in MODULES and scope.find(owner.text) is None:
             self.report(f"unknown name '{owner.text}'", owner.span, self._suggestion(owner.text, scope, reading))
             return Unknown()
         if reading.axes is None and isinstance(owner, syntax.Name) and scope.find(owner.text) is None:
@@ -578,7 +537,7 @@ class Elaborator(ABC):
         known = [n for n in numbers if n is not None]
         if len(known) < len(numbers):
             return None
-        return self.made(node.span, _applied, name, known)
+        return self.made(node.span, typed.builtin, name, known)
 
     def _inline(self, called: FunctionValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
         """The body of a function with the arguments in place of its parameters."""
@@ -737,46 +696,6 @@ class Elaborator(ABC):
 
 class LimitError(Exception):
     """Ends the reading of a file: enough was reported, or it would take too long."""
-
-
-def _within(item: Expr, start: Expr, stop: Expr, step: Expr, span: Span | None) -> Expr:
-    item, start, stop, step = (typed.cast(e, Type.INT) for e in (item, start, stop, step))
-
-    def ordered(low: Expr, low_op: BinaryOp, high: Expr, high_op: BinaryOp) -> Expr:
-        lower = typed.comparison(low_op, low, item, span)
-        return typed.logical(BinaryOp.AND, lower, typed.comparison(high_op, item, high, span), span)
-
-    rising = ordered(start, BinaryOp.LE, stop, BinaryOp.LT)
-    falling = ordered(stop, BinaryOp.LT, start, BinaryOp.LE)
-    zero = typed.integer(0, span)
-    if isinstance(step, Literal):
-        inside = rising if step.value > 0 else falling
-        if abs(step.value) == 1:
-            return inside
-    else:
-        up = typed.logical(BinaryOp.AND, typed.comparison(BinaryOp.GT, step, zero, span), rising, span)
-        down = typed.logical(BinaryOp.AND, typed.comparison(BinaryOp.LT, step, zero, span), falling, span)
-        inside = typed.logical(BinaryOp.OR, up, down, span)
-    distance = typed.arithmetic(BinaryOp.SUB, item, start, span)
-    on_step = typed.comparison(BinaryOp.EQ, typed.arithmetic(BinaryOp.MOD, distance, step, span), zero, span)
-    return typed.logical(BinaryOp.AND, inside, on_step, span)
-
-
-def _applied(name: str, numbers: list[Expr], span: Span | None) -> Expr:
-    match name:
-        case "min" | "max":
-            op = BinaryOp(name)
-            result = numbers[0]
-            for number in numbers[1:]:
-                result = typed.arithmetic(op, result, number, span)
-            return result
-        case "clamp":
-            number, low, high = numbers
-            return typed.arithmetic(BinaryOp.MIN, typed.arithmetic(BinaryOp.MAX, number, low, span), high, span)
-        case "where":
-            return typed.select(numbers[0], numbers[1], numbers[2], span)
-        case _:
-            return typed.function(FUNCTIONS[name], numbers[0], span)
 
 
 def _leading(table: InputSpec) -> tuple[Dim, ...]:

@@ -345,8 +345,12 @@ def _check_preconditions(spec: MaskSpec, sizes: Sizes) -> None:
 def _check_divisors(spec: MaskSpec, sizes: Sizes) -> None:
     extents = [d.extent for i in spec.inputs for d in i.dims if d.extent is not None]
     belows = [i.below for i in spec.inputs if i.below is not None]
+    checked: set[Expr] = set()
     for expr in (*spec.clauses, spec.score, *(c.expr for c in spec.claims), *extents, *belows):
         for division in _divisions(expr, sizes):
+            if division.right in checked:
+                continue
+            checked.add(division.right)
             if not _value(division.right, sizes):
                 shown = str(division) if division.span is None else " ".join(division.span.text.split())
                 raise MaskInputError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from maskc.diagnostics import Span
 from maskc.spec import COMPARISONS, Binary, BinaryOp, Cast, Expr, Literal, Scalar, Select, Type, Unary, UnaryOp
+from maskc.words import FUNCTIONS
 
 SMALLEST_INT, LARGEST_INT = -(2**63), 2**63 - 1
 TYPE_WORDS = {Type.BOOL: "a boolean", Type.INT: "an int", Type.FLOAT: "a float"}
@@ -184,6 +185,48 @@ def select(condition: Expr, then: Expr, otherwise: Expr, span: Span | None) -> E
     boolean(condition, "a condition is a boolean", condition.span)
     target = _common(then, otherwise, at_least=Type.BOOL)
     return Select(target, condition, cast(then, target), cast(otherwise, target), span=span)
+
+
+def within(item: Expr, start: Expr, stop: Expr, step: Expr, span: Span | None) -> Expr:
+    """Python's `item in range(start, stop, step)` of ints; the sign of a step that is no literal decides at each call."""
+    item, start, stop, step = (cast(e, Type.INT) for e in (item, start, stop, step))
+
+    def ordered(low: Expr, low_op: BinaryOp, high: Expr, high_op: BinaryOp) -> Expr:
+        lower = comparison(low_op, low, item, span)
+        return logical(BinaryOp.AND, lower, comparison(high_op, item, high, span), span)
+
+    rising = ordered(start, BinaryOp.LE, stop, BinaryOp.LT)
+    falling = ordered(stop, BinaryOp.LT, start, BinaryOp.LE)
+    zero = integer(0, span)
+    if isinstance(step, Literal):
+        inside = rising if step.value > 0 else falling
+        if abs(step.value) == 1:
+            return inside
+    else:
+        up = logical(BinaryOp.AND, comparison(BinaryOp.GT, step, zero, span), rising, span)
+        down = logical(BinaryOp.AND, comparison(BinaryOp.LT, step, zero, span), falling, span)
+        inside = logical(BinaryOp.OR, up, down, span)
+    distance = arithmetic(BinaryOp.SUB, item, start, span)
+    on_step = comparison(BinaryOp.EQ, arithmetic(BinaryOp.MOD, distance, step, span), zero, span)
+    return logical(BinaryOp.AND, inside, on_step, span)
+
+
+def builtin(name: str, numbers: list[Expr], span: Span | None) -> Expr:
+    """A builtin function of the language, its arguments as many as it takes."""
+    match name:
+        case "min" | "max":
+            op = BinaryOp(name)
+            result = numbers[0]
+            for number in numbers[1:]:
+                result = arithmetic(op, result, number, span)
+            return result
+        case "clamp":
+            number, low, high = numbers
+            return arithmetic(BinaryOp.MIN, arithmetic(BinaryOp.MAX, number, low, span), high, span)
+        case "where":
+            return select(numbers[0], numbers[1], numbers[2], span)
+        case _:
+            return function(FUNCTIONS[name], numbers[0], span)
 
 
 def _common(left: Expr, right: Expr, at_least: Type) -> Type:
