@@ -16,6 +16,7 @@ from maskc.runtime import autograd, dense, inputs
 from maskc.runtime.tiles import tile_of
 from maskc.spec import DimKind, MaskSpec, Scalar, Sizes
 
+_CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 ENGINES = ("auto", "triton", "tiled", "interpret", "dense")
 
 
@@ -77,8 +78,8 @@ class Attention:
 
         Raises MaskInputError for anything that does not fit, MaskUnsupportedError for what the engine cannot run.
         """
-        q, k, v = _under_autocast(q, k, v)
         engine = self.engine_for(q)
+        q, k, v = _under_autocast(q, k, v)
         check = q.device.type == "cpu" if validate is None else validate
         options = {**self.given, **given}
         if engine == "dense":
@@ -91,7 +92,8 @@ class Attention:
                 options["q_offset"] = q_offset
             if k_offset is not None:
                 options["k_offset"] = k_offset
-            tensors, scalars = inputs.separate(options)
+            inputs.check_qkv(q, k, v)
+            tensors, scalars = inputs.separate(options, q.device)
             out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, check)
         return (out, lse) if return_lse else out
 
@@ -163,10 +165,10 @@ class Attention:
 
 def _under_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Inside an autocast region q, k and v take its dtype, as torch's own attention does; float64 stays."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    if not torch.is_autocast_enabled(q.device.type):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
-    q, k, v = (x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
+    q, k, v = (x.to(dtype) if isinstance(x, Tensor) and x.dtype in _CASTABLE else x for x in (q, k, v))
     return q, k, v
 
 

@@ -104,7 +104,7 @@ def _call(
     )
     entry = _programs[program]
     offsets = {name: given.pop(name) for name in ("q_offset", "k_offset") if name in given}
-    call = inputs.prepare(entry.spec, q, k, v, given, scale=entry.scale, memo=entry.memo, **offsets)
+    call = inputs.assemble(entry.spec, q, k, v, given, scale=entry.scale, memo=entry.memo, **offsets)
     return call, cast(Engine, importlib.import_module(ENGINES[entry.engine]))
 
 
@@ -127,7 +127,6 @@ def _backward(
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    inputs.check_qkv(q, k, v)
     rows = q.shape[:3]
     statistics = torch.float64 if q.dtype is torch.float64 else torch.float32
     return q.new_empty((*rows, v.shape[3])), q.new_empty(rows, dtype=statistics)

@@ -73,12 +73,27 @@ def prepare(
     scale: float | None = None,
     q_offset: Offset = None,
     k_offset: Offset = None,
-    memo: SizesMemo | None = None,
 ) -> Call:
     """Checks everything that needs no data. given: inputs, axis sizes and parameters by name; an offset of None was not
     given.
     """
     check_qkv(q, k, v)
+    return assemble(spec, q, k, v, given, scale=scale, q_offset=q_offset, k_offset=k_offset)
+
+
+def assemble(
+    spec: MaskSpec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    given: Mapping[str, object],
+    *,
+    scale: float | None,
+    q_offset: Offset = None,
+    k_offset: Offset = None,
+    memo: SizesMemo | None = None,
+) -> Call:
+    """`prepare` for q, k and v that are checked."""
     tensors, scalars = split(spec, given)
     declared = {i.name: _checked_input(i, tensors[i.name], q.device) for i in spec.inputs}
     shapes = {name: tuple(t.shape) for name, t in declared.items()}
@@ -183,12 +198,17 @@ def number(spec: MaskSpec, name: str, value: object) -> Scalar:
     raise MaskInputError(f"{kind} '{name}' is a {type(value).__name__}; expected a number")
 
 
-def separate(given: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
-    """Tensors and numbers among the keyword arguments, for the operators, which check them; refuses everything else."""
+def separate(given: Mapping[str, object], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+    """Tensors and numbers among the keyword arguments, for the operators, which check the rest.
+
+    Refuses everything else, and tensors on another device: they would decide which kernel the operator takes.
+    """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Scalar] = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
+            if value.device != device:
+                raise MaskInputError(f"'{name}' is on {value.device}; expected {device}, where q is")
             tensors[name] = value
         elif isinstance(value, bool | int | float):
             scalars[name] = value
