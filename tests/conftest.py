@@ -8,7 +8,7 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-# Before anything imports numpy, torch or triton. Tests run in as many processes as there are cores; threads would fight.
+# Before anything imports numpy, torch or triton. There is a test process per core, so threads would only fight.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
