@@ -105,10 +105,11 @@ def test_tiles_agree_with_the_paper(name: str, setting: Setting, dtype: torch.dt
 
 
 @pytest.mark.interpret
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_kernels_agree_with_the_paper(name: str) -> None:
+def test_kernels_agree_with_the_paper(name: str, dtype: torch.dtype) -> None:
     smallest = min(SETTINGS[name], key=lambda setting: setting.q_len * setting.k_len * setting.batch * setting.heads)
-    report = judged(name, smallest, "interpret", torch.float32)
+    report = judged(name, smallest, "interpret", dtype)
     assert report.passed, str(report)
 
 

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fingerprints import Case, cases, fingerprint
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maskc import plan, reference
 from maskc.check import load
+from maskc.compiler import compile_attention
+from maskc.runtime import dense
+from maskc.runtime.inputs import prepare
 from maskc.sizes import resolve
 from maskc.spec import MaskSpec, Sizes
 
@@ -162,6 +167,56 @@ def test_the_expanded_plan_has_the_published_bits(case: Case, tile: tuple[int, i
     expanded = plan.expand(block_plan, inputs)  # [batch?, head?, q, k] with 1 in a dim that is shared
     mask = expanded.reshape(tuple(n for n, dim in zip(expanded.shape, DIMS, strict=True) if dim in case.dims))
     assert fingerprint(mask) == case.expected
+
+
+def zeros_for(case: Case, dim: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k of zeros, so that all kept keys weigh the same, and random v."""
+    batch, heads = case.data.get("batch", 1), case.data.get("heads", 1)
+    q, k = (torch.zeros(batch, heads, case.data[length], dim) for length in ("q_len", "k_len"))
+    return q, k, torch.randn(k.shape, generator=torch.Generator().manual_seed(0))
+
+
+def options_of(case: Case, entry: Entry, spec: MaskSpec) -> dict[str, Any]:
+    """Everything that a call of this case is given beside q, k and v."""
+    axes = {axis: case.axes[axis] for axis in spec.axes}
+    tables = {name: torch.from_numpy(np.array(array)) for name, array in inputs_of(case, entry).items()}
+    return {**axes, **parameters_of(case, entry, spec), **tables}
+
+
+@pytest.mark.parametrize("case", COVERED, ids=str)
+def test_the_definition_keeps_the_published_pairs(case: Case) -> None:
+    entry, spec = spec_of(case.name)
+    offset = case.data.get("q_offset", 0)
+    call = prepare(spec, *zeros_for(case), options_of(case, entry, spec), q_offset=offset)
+    kept = dense.kept_pairs(call).numpy()
+    mask = kept[tuple(slice(None) if dim in case.dims else 0 for dim in DIMS)]
+    assert fingerprint(mask) == case.expected
+
+
+def mean_of_the_kept_values(case: Case, engine: str) -> None:
+    """For equal scores an engine gives the mean of the values that a query sees, and the logarithm of their number."""
+    entry, spec = spec_of(case.name)
+    q, k, v = zeros_for(case)
+    attend = compile_attention(spec, engine=engine)
+    offset = case.data.get("q_offset", 0)
+    out, lse = attend(q, k, v, return_lse=True, q_offset=offset, **options_of(case, entry, spec))
+    mask = torch.from_numpy(reference.mask(spec, sized(case, entry, spec), inputs_of(case, entry)))
+    mask = mask[tuple(slice(None) if dim in case.dims else None for dim in DIMS)].expand(*q.shape[:3], -1)
+    count = mask.sum(-1, keepdim=True)
+    torch.testing.assert_close(out, mask.to(v) @ v / count.clamp(min=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, count[..., 0].log(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", COVERED, ids=str)
+def test_tiles_average_the_published_keys(case: Case) -> None:
+    mean_of_the_kept_values(case, "tiled")
+
+
+@pytest.mark.slow
+@pytest.mark.interpret
+@pytest.mark.parametrize("case", COVERED, ids=str)
+def test_kernels_average_the_published_keys(case: Case) -> None:
+    mean_of_the_kept_values(case, "interpret")
 
 
 def test_every_published_mask_is_covered_or_named_as_missing() -> None:
