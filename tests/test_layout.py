@@ -48,7 +48,12 @@ TABLE: dict[str, set[str]] = {
     "maskc.reference": {"maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.derivative": {"maskc.spec"},
     "maskc.interval": {"maskc.spec", "maskc.evaluate", "numpy"},
-    "maskc.bounds": {"maskc.spec", "maskc.evaluate", "maskc.interval", "numpy", "sympy"},
+    "maskc.support": {"maskc.spec", "maskc.evaluate"},
+    "maskc.tabulate": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "numpy"},
+    "maskc.bounds": {
+        *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "maskc.tabulate"),
+        *("numpy", "sympy"),
+    },
     "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.bounds", "numpy"},
     "maskc.explain": {
         "maskc.diagnostics",
