@@ -311,3 +311,20 @@ def _outline(node: Node, depth: int, role: str = "") -> Iterator[str]:
     for name, value in children.items():
         for child in value if isinstance(value, tuple) else (value,):
             yield from _outline(child, depth + 1, f"{name}: ")
+
+
+def names(node: Node) -> Iterator[Name]:
+    """Every name that is read in an expression, `y` of `y.size` among them, `size` not."""
+    pending = [node]
+    while pending:
+        match pending.pop():
+            case Name() as name:
+                yield name
+            case Attribute(owner=owner):
+                pending.append(owner)
+            case Argument(value=value):
+                pending.append(value)
+            case other:
+                for entry in fields(other):
+                    value = getattr(other, entry.name)
+                    pending += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Node)]

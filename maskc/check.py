@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
+from typing import assert_never
 
 from maskc import typed
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
@@ -287,24 +288,20 @@ class _Checker(Elaborator):
         self, node: syntax.Parameter, readable: bool, file_scope: Scope, scope: Scope, reading: Reading
     ) -> ParameterSpec:
         name = node.name
-        kind = (
-            self._type(node.type, f"'{name.text}' needs a type", name, f"{name.text}: int = 256") if readable else None
-        )
+        kind: Type | None = None
+        if readable and node.type is None:
+            self.report(f"'{name.text}' needs a type", name.span, f"for example '{name.text}: int = 256'")
+        elif readable and node.type is not None:
+            kind = self._type(node.type)
         self._define_given(name, Parameter(kind, name.text, span=name.span) if kind else Unknown(), scope)
         default = None if node.default is None else self._default(node.default, kind, file_scope, reading)
         return ParameterSpec(name.text, kind or Type.INT, default, span=node.span)
 
-    def _type(self, node: syntax.Name | None, message: str, name: syntax.Name, example: str) -> Type | None:
-        if node is None:
-            self.report(message, name.span, f"for example '{example}'")
-            return None
+    def _type(self, node: syntax.Name) -> Type | None:
         if node.text not in _TYPES:
             close = get_close_matches(node.text[:20], list(_TYPES), 1, 0.4)
-            self.report(
-                f"unknown type '{node.text}'",
-                node.span,
-                f"did you mean '{close[0]}'?" if close else "types are bool, int and float",
-            )
+            hint = f"did you mean '{close[0]}'?" if close else "types are bool, int and float"
+            self.report(f"unknown type '{node.text}'", node.span, hint)
             return None
         return _TYPES[node.text]
 
@@ -336,7 +333,7 @@ class _Checker(Elaborator):
     # ---- statements
 
     def _body(self, node: syntax.Mask, scope: Scope, reading: Reading) -> list[Expr]:
-        """The clauses of a mask; its axes, inputs and functions are known from the first line on."""
+        """The clauses of a mask; its axes and functions are known from the first line on."""
         for statement in node.body:
             match statement:
                 case syntax.Axes():
@@ -344,11 +341,10 @@ class _Checker(Elaborator):
                         self._define_given(axis.name, AxisName(axis.name.text), scope)
                 case syntax.Function():
                     self.function(statement, scope)
+                case syntax.Let() | syntax.Input():
+                    scope.later.setdefault(statement.name.text, statement.name.span)
                 case _:
                     pass
-        for statement in node.body:
-            if isinstance(statement, syntax.Input):
-                self._input(statement, scope, reading)
         clauses: list[Expr] = []
         for statement in node.body:
             clause = self._statement(statement, scope, reading)
@@ -362,22 +358,30 @@ class _Checker(Elaborator):
         match node:
             case syntax.Keep():
                 clause = self._keep(node, scope, reading)
-                assert clause is not None or self._complained(), "a clause was lost without a word"
+                self._expect_mistake(clause is None)
                 return clause
             case syntax.Let():
                 self.let(node, scope, reading)
+            case syntax.Input():
+                self._input(node, scope, reading)
             case syntax.Score():
-                assert self._score(node, scope, reading) or self._complained(), "a score was lost without a word"
+                changed = self._score(node, scope, reading)
+                self._expect_mistake(not changed)
             case syntax.Claim():
-                assert self._claim(node, scope, reading) or self._complained(), "a claim was lost without a word"
-            case syntax.Axes() | syntax.Input() | syntax.Function() | syntax.Pass():
+                added = self._claim(node, scope, reading)
+                self._expect_mistake(not added)
+            case syntax.Axes() | syntax.Function() | syntax.Pass():
                 pass
             case syntax.Return():
                 raise AssertionError("the parser leaves no return in a mask")
+            case _:
+                assert_never(node)
         return None
 
-    def _complained(self) -> bool:
-        return any(d.severity == "error" for d in self.found)
+    def _expect_mistake(self, lost: bool) -> None:
+        """A statement may only be lost if the user is told why; a mask without it would be another mask."""
+        if lost and not any(d.severity == "error" for d in self.found):
+            raise AssertionError("a statement was lost without a word")
 
     def _keep(self, node: syntax.Keep, scope: Scope, reading: Reading) -> Expr | None:
         clause = self.boolean(node.value, scope, reading, "'keep' takes a boolean")
@@ -391,7 +395,7 @@ class _Checker(Elaborator):
         value = self.number(node.value, scope, reading)
         if value is None or reading.score is None:
             return False
-        if value.type is Type.BOOL:
+        if node.operator is None and value.type is Type.BOOL:
             hint = "write 'where(..., 0, -inf)', or 'keep'"
             self.report("a score is a number; this is a boolean", node.value.span, hint)
             return False
@@ -422,7 +426,7 @@ class _Checker(Elaborator):
     # ---- inputs
 
     def _input(self, node: syntax.Input, scope: Scope, reading: Reading) -> None:
-        kind = None if node.type is None else self._type(node.type, "", node.name, "")
+        kind = None if node.type is None else self._type(node.type)
         dims = [self._dim(d, scope, reading) for d in node.dims]
         below, is_sorted = self._facts(node, kind, scope, reading)
         known = tuple(d for d in dims if d is not None)
@@ -432,6 +436,8 @@ class _Checker(Elaborator):
         counts = [d.kind for d in known if d.kind in (DimKind.BATCH, DimKind.HEAD, DimKind.KV_HEAD)]
         if len(set(counts)) < len(counts) or {DimKind.HEAD, DimKind.KV_HEAD} <= set(counts):
             self.report("'batch', 'head' and 'kv_head' can be a dim once, and only one of the heads", node.span)
+        sizes = [e for d in known if d.extent is not None for e in walk(d.extent)]
+        reading.structural |= {e.name for e in sizes if isinstance(e, Parameter)}
         table = InputSpec(node.name.text, kind, known, below, is_sorted, span=node.span)
         self._define_given(node.name, Table(table), scope)
         self._bring(table, node.name, reading)
@@ -506,7 +512,7 @@ class _Checker(Elaborator):
             case syntax.Name(text=name) if reading.axes is not None and name in reading.axes:
                 return Dim(DimKind.EXTENT, name, AxisSize(Type.INT, name, span=node.span))
             case syntax.Name(text=name) if _is_free(scope.find(name)) and name not in _NOT_FREE:
-                return self._free(node)
+                return None if self.report_later(node, scope) else self._free(node)
             case _:
                 return self._extent(node, text, scope, reading)
 
@@ -540,7 +546,6 @@ class _Checker(Elaborator):
         if any(isinstance(e, Position | Coordinate | Index | Read | Score) for e in nodes):
             self.report("a dim is sized by numbers, parameters, positions and axes", node.span)
             return None
-        reading.structural |= {e.name for e in nodes if isinstance(e, Parameter)}
         if _follows_positions(node, axes):
             if not _rises(node, axes):
                 self.report(f"how many values '{text}' takes is not clear", node.span, "write the size itself")
@@ -679,22 +684,14 @@ def _end(side: Side) -> Expr:
 def _follows_positions(node: syntax.Expression, axes: tuple[str, ...]) -> bool:
     """Whether a dim is written with positions or bare axes, whose values it covers."""
     match node:
-        case syntax.Name(text=text):
-            return text in ("q", "k", "seq") or text in axes
-        case syntax.Attribute(owner=syntax.Name(text="q" | "k")):
-            return True
-        case syntax.Attribute():
-            return False
-        case syntax.Bracketed():
-            return _follows_positions(node.inner, axes)
-        case syntax.Unary():
-            return _follows_positions(node.operand, axes)
+        case syntax.Attribute(owner=syntax.Name(text=owner)):
+            return owner in ("q", "k")
         case syntax.Binary():
             return _follows_positions(node.left, axes) or _follows_positions(node.right, axes)
-        case syntax.Call():
-            return any(isinstance(a, syntax.Argument) and _follows_positions(a.value, axes) for a in node.arguments)
+        case syntax.Bracketed():
+            return _follows_positions(node.inner, axes)
         case _:
-            return False
+            return any(n.text in ("q", "k", "seq") or n.text in axes for n in syntax.names(node))
 
 
 def _rises(node: syntax.Expression, axes: tuple[str, ...]) -> bool:

@@ -369,8 +369,18 @@ class Elaborator(ABC):
         if name in BUILTINS:
             self.report(f"'{name}' is a function", node.span, f"call it: '{name}(...)'")
             return
+        if self.report_later(node, scope):
+            return
         what = "function" if called else "name"
         self.report(f"unknown {what} '{name}'", node.span, self._suggestion(name, scope, reading))
+
+    def report_later(self, node: syntax.Name, scope: Scope) -> bool:
+        """Reports a name that is read above the line that defines it; False if there is no such line."""
+        later = scope.defined_later(node.text)
+        if later is not None:
+            line = later.source.position(later.start)[0]
+            self.report(f"'{node.text}' is read above line {line}, which defines it", node.span)
+        return later is not None
 
     def _suggestion(self, name: str, scope: Scope, reading: Reading) -> str | None:
         if name in MODULES:
@@ -592,6 +602,7 @@ class Elaborator(ABC):
             return
         scope.names[text] = value
         scope.spans[text] = name.span
+        scope.later.pop(text, None)
         if text in (PRELUDE | BUILTINS | LATER) - shadows:
             self.report(f"'{text}' has a meaning of its own and cannot be defined", name.span)
         elif text in OPTIONS - shadows:

@@ -66,11 +66,15 @@ Value = Expr | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | 
 
 @dataclass(eq=False)
 class Scope:
-    """Names and what they stand for; what is not here is looked up in `parent`. spans: where each was defined."""
+    """Names and what they stand for; what is not here is looked up in `parent`.
+
+    spans: where each was defined. later: names that a line further down defines.
+    """
 
     parent: "Scope | None" = None
     names: dict[str, Value] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
+    later: dict[str, Span] = field(default_factory=dict)
 
     def find(self, name: str) -> Value | None:
         """What a name stands for here, None if nothing."""
@@ -78,6 +82,17 @@ class Scope:
         while scope is not None:
             if name in scope.names:
                 return scope.names[name]
+            if name in scope.later:
+                return None  # not the meaning that it has further out
+            scope = scope.parent
+        return None
+
+    def defined_later(self, name: str) -> Span | None:
+        """Where a name that cannot be found yet will be defined."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.later:
+                return scope.later[name]
             scope = scope.parent
         return None
 

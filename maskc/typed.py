@@ -188,7 +188,7 @@ def select(condition: Expr, then: Expr, otherwise: Expr, span: Span | None) -> E
 
 
 def within(item: Expr, start: Expr, stop: Expr, step: Expr, span: Span | None) -> Expr:
-    """Python's `item in range(start, stop, step)` of ints; the sign of a step that is no literal decides at each call."""
+    """Python's `item in range(start, stop, step)` of ints; of a step that is no literal either sign is provided for."""
     item, start, stop, step = (cast(e, Type.INT) for e in (item, start, stop, step))
 
     def ordered(low: Expr, low_op: BinaryOp, high: Expr, high_op: BinaryOp) -> Expr:

@@ -268,6 +268,33 @@ def test_spans_of_what_was_inlined() -> None:
     assert [s.text for e in walk(inlined) if (s := e.span) is not None] == ["q", "k", "q - k", "9", "a < 9"]
 
 
+def test_booleans_count_as_0_and_1_in_arithmetic() -> None:
+    spec = load("mask m:\n    score += k <= q\n    score *= 2 + (q == k)\n")
+    assert str(spec.score) == "(score + float(int(k <= q))) * float(2 + int(q == k))"
+
+
+def test_sizes_of_dims_may_be_named() -> None:
+    text = """
+let width = 3
+mask m(block: int = 2):
+    let twice = 2 * block
+    input t: int[width, twice, blocks]      # the library has a mask `blocks`; here it is a size of its own
+    keep t[0, 1, 2] == 1
+"""
+    spec = load(text)
+    assert [(d.kind, str(d.extent)) for d in spec.inputs[0].dims] == [
+        (DimKind.EXTENT, "3"),
+        (DimKind.EXTENT, "2 * block"),
+        (DimKind.FREE, "None"),
+    ]
+    assert spec.parameters[0].structural
+
+
+def test_only_what_sizes_a_dim_is_structural() -> None:
+    spec = load("mask m(a: int = 2, b: int = 2):\n    input t: int[q // a] of k // b\n    keep t[q // a] == k // b\n")
+    assert [p.structural for p in spec.parameters] == [True, False]
+
+
 def test_many_clauses_make_a_shallow_predicate() -> None:
     clauses = tuple(load(f"mask m:\n    keep q < {i}\n").clauses[0] for i in range(200))
     predicate = conjunction(clauses)
