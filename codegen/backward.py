@@ -313,4 +313,6 @@ def gradient(score: Score, writer: Writer, delta: str) -> str:
     """The gradient of the scaled products; through a weight of 0 there is none, whatever the slope of the score."""
     if score.slope is None:
         return f"weights * (d_weights - {delta})"
-    return f"tl.where(weights == 0.0, 0.0, weights * (d_weights - {delta}) * {shown(writer.number(score.slope))})"
+    return (
+        f"tl.where(weights == 0.0, 0.0, weights * (d_weights - {delta}) * {shown(writer.number(score.slope, 'slope'))})"
+    )

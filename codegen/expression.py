@@ -100,7 +100,7 @@ class Assignment:
 
 @dataclass
 class Names:
-    """Hands out identifiers that do not occur yet."""
+    """Hands out identifiers that are not taken, and no identifier twice."""
 
     taken: set[str]
     counts: Counter[str] = field(default_factory=Counter)
@@ -118,7 +118,6 @@ class Names:
             self.counts[stem] += 1
             wanted = stem if self.counts[stem] == 1 else f"{stem}_{self.counts[stem]}"
             if wanted not in self.taken and not keyword.iskeyword(wanted):
-                self.taken.add(wanted)
                 return wanted
 
 
@@ -134,11 +133,16 @@ class Symbols:
 
 @dataclass
 class Body:
-    """The assignments of one loop: vectors of the side that it walks, and pairs. memo: what has a name already."""
+    """The assignments of one loop: vectors of the side that it walks, and pairs.
 
+    memo, named: what has a name already, by expression and by text.
+    """
+
+    names: Names
     inner: list[Assignment] = field(default_factory=list)
     pair: list[Assignment] = field(default_factory=list)
     memo: dict[tuple[int, bool], ast.expr] = field(default_factory=dict)
+    named: dict[str, ast.expr] = field(default_factory=dict)
 
 
 _Key = tuple[object, ...]
@@ -194,13 +198,14 @@ class Writer:
         self._reads_score: dict[int, bool] = {}
         self._uses: Counter[int] = Counter()
         self._memo: dict[tuple[int, bool], ast.expr] = {}
-        self._body = Body()
+        self._named: dict[str, ast.expr] = {}
+        self._body = Body(Names(names.taken))
 
     # What the kernels ask for.
 
     def body(self, *exprs: Expr | None) -> Body:
         """A loop that computes these settled expressions; what is written until the next call belongs to it."""
-        self._body = Body()
+        self._body = Body(Names(self.names.taken))
         self._uses = Counter()
         for expr in exprs:
             if expr is not None:
@@ -225,10 +230,13 @@ class Writer:
         # A tile-wide part comes before a scalar, so that the result has the tile's shape from there on.
         return sorted(parts, key=lambda part: isinstance(part, ast.Name)) + groups[Depends.PAIR]
 
-    def number(self, expr: Expr) -> ast.expr:
-        """A settled float32 expression, ready to be combined with a tile of pairs."""
+    def number(self, expr: Expr, stem: str) -> ast.expr:
+        """A settled float32 expression, ready to be combined with a tile of pairs; `stem` names it if it is one."""
         root = self._intern(expr)
-        return self._at(root, Depends.PAIR, False)
+        value = self._at(root, Depends.PAIR, False)
+        if self._depends_on(root) is not Depends.PAIR or isinstance(value, ast.Name):
+            return value
+        return self._bind(value, Depends.PAIR, stem, "")
 
     # Sharing.
 
@@ -277,16 +285,17 @@ class Writer:
         )
 
     def _bind(self, value: ast.expr, end: Depends, stem: str, comment: str) -> ast.expr:
-        """A name for a value, assigned where values that depend on this end belong."""
-        target = self.names.fresh(stem)
-        if end is Depends.PAIR:
-            place = self._body.pair
-        elif end in (Depends.NONE, self.owner):
-            place = self.outer
-        else:
-            place = self._body.inner
-        place.append(Assignment(target, value, comment))
-        return name(target)
+        """A name for a value, assigned where values that depend on this end belong; equal values share one."""
+        outer = end in (Depends.NONE, self.owner)
+        named = self._named if outer else self._body.named
+        text = unparsed(value)
+        if text not in named:
+            names = self.names if outer else self._body.names
+            target = names.fresh(stem if stem in _OWN_NAMES else stem + _SUFFIX[end])
+            place = self.outer if outer else self._body.pair if end is Depends.PAIR else self._body.inner
+            place.append(Assignment(target, value, comment))
+            named[text] = name(target)
+        return named[text]
 
     def _memo_of(self, end: Depends) -> dict[tuple[int, bool], ast.expr]:
         return self._memo if end in (Depends.NONE, self.owner) else self._body.memo
@@ -315,20 +324,19 @@ class Writer:
         return value
 
     def _stem(self, expr: Expr, end: Depends) -> str:
-        where = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}[end]
         match expr:
             case Read():
-                return f"{expr.input}{where or '_value'}"
+                return expr.input if end is not Depends.NONE else f"{expr.input}_value"
             case Parameter():
                 return f"{expr.name}_value"
             case Coordinate():
-                return f"{expr.axis}{where}"
+                return expr.axis
             case Binary(op=op) if op in COMPARISONS:
-                return f"holds{where}"
+                return "holds"
             case Binary(op=BinaryOp.MOD | BinaryOp.TRUNCMOD):
-                return f"residue{where}"
+                return "residue"
             case _:
-                return f"term{where}"
+                return "term"
 
     # One node.
 
@@ -402,7 +410,7 @@ class Writer:
         memo, key = self._memo_of(end), (-3 - int(end), False)
         if key not in memo:
             position = infix(parsed(f"{side.value}_rows.to(INTEGER)"), ast.Add(), self._offset(side))
-            memo[key] = self._bind(position, end, f"{side.value}_position", "")
+            memo[key] = self._bind(position, end, "position", "")
         return memo[key]
 
     def _first(self) -> ast.expr:
@@ -412,7 +420,7 @@ class Writer:
         if key not in self._memo:
             begin = parsed(f"({side}_tile_index * BLOCK_{side.upper()}).to(INTEGER)")
             value = infix(begin, ast.Add(), self._offset(Side(side)))
-            self._memo[key] = self._bind(value, Depends.NONE, f"{side}_first", "")
+            self._memo[key] = self._bind(value, Depends.NONE, "first_owned", "position of the tile's first row")
         return self._memo[key]
 
     def _parameter(self, expr: Parameter, double: bool) -> ast.expr:
@@ -483,7 +491,7 @@ class Writer:
             relative = infix(self._write(position, False), ast.Sub(), first)
             value = method(relative, "to", parsed("tl.float32"))
             stem = "lane" if end is self.owner else "distance"
-            memo[key] = self._bind(value, end, stem, f"{position} from the first owned position")
+            memo[key] = self._bind(value, end, stem, f"{position} from there")
         return self._spread(memo[key], end, Depends.PAIR)
 
     # Operators.
@@ -596,7 +604,7 @@ class Writer:
             counter = _is_counter(index, kind)
             value = name(str(index)) if counter else self._write(index, False)
             if not isinstance(value, ast.Name | ast.Constant):
-                value = self._bind(value, part, f"index{_SUFFIX[part]}", str(index))
+                value = self._bind(value, part, "index", str(index))
             width = "tl.int64" if part is Depends.NONE else "INTEGER"
             wide = call("tl.full", parsed("()"), value, parsed(width)) if isinstance(value, ast.Constant) else value
             if part is Depends.NONE and not isinstance(value, ast.Constant):
@@ -621,7 +629,7 @@ class Writer:
                 pointer = self._bind(infix(pointer, ast.Add(), total), part, f"{expr.input}_row", "")
                 continue
             if part is not end:
-                total = self._spread(self._bind(total, part, f"offset{_SUFFIX[part]}", ""), part, end)
+                total = self._spread(self._bind(total, part, "offset", ""), part, end)
             pointer = infix(pointer, ast.Add(), total)
         return pointer
 
@@ -630,7 +638,7 @@ class Writer:
         for part in sorted(checks):
             joined = both(checks[part])
             assert joined is not None
-            known = self._bind(joined, part, f"exists{_SUFFIX[part]}", "")
+            known = self._bind(joined, part, "exists", "")
             parts.append(self._spread(known, part, end))
         return both(parts)
 
@@ -649,6 +657,7 @@ class Writer:
                 assert_never(expr.type)
 
 
+_OWN_NAMES = ("bias", "final", "slope")
 _SUFFIX: Mapping[Depends, str] = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}
 _TOTALS: Mapping[Count, str] = {
     Count.BATCH: "batches.to(INTEGER)",

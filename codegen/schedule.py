@@ -160,7 +160,8 @@ def _preferred(target: Target, dim: int, dtype: str, pass_: Pass, heavy: bool) -
             owned = [Configuration(128, 64, 8, 3), Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
             return [Configuration(128, 32, 8, 3), Configuration(64, 32, 4, 3), *owned] if heavy else owned
         case "keys" if dim == 128:
-            return [Configuration(32, 128, 8, 3), Configuration(32, 64, 8, 2)]
+            owned = [Configuration(32, 128, 8, 3), Configuration(32, 64, 8, 2)]
+            return [Configuration(32, 64, 8, 3), *owned] if heavy else owned
         case "keys":
             owned = [Configuration(64, 64, 4, 3), Configuration(64, 64, 4, 2)]
             return [Configuration(32, 64, 4, 3), *owned] if heavy else owned

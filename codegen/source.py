@@ -214,8 +214,8 @@ def emit(spec: MaskSpec) -> KernelSource:
 
 
 def _copied(names: Names) -> Names:
-    """The names for one kernel: those that its own text hands out are free again."""
-    return Names(names.taken - _HANDED_OUT)
+    """The names for one kernel."""
+    return Names(set(names.taken))
 
 
 def _heavy(spec: MaskSpec) -> bool:
@@ -230,7 +230,6 @@ def _heavy(spec: MaskSpec) -> bool:
 
 _INSTRUCTIONS = {BinaryOp.FLOORDIV: 16, BinaryOp.MOD: 16, BinaryOp.TRUNCDIV: 8, BinaryOp.TRUNCMOD: 8}
 _HEAVY = 48
-_HANDED_OUT = {"q_position", "k_position", "q_first", "k_first"}
 
 
 def _signature(template: str, declared: tuple[Argument, ...]) -> Kernel:
@@ -260,7 +259,7 @@ def _pointer(argument: str) -> str:
 def _reserved() -> frozenset[str]:
     """Every name that the skeletons, the helpers and the launch functions use."""
     texts = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS, _LAUNCH, *HELPERS.values())
-    found = set(keyword.kwlist) | _HANDED_OUT | {"score", "scores", "keep"}
+    found = set(keyword.kwlist) | {"score", "scores", "keep"}
     for text in texts:
         tokens = tokenize.generate_tokens(io.StringIO(without_blanks(text)).readline)
         found |= {token.string for token in tokens if token.type == tokenize.NAME}

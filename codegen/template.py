@@ -120,8 +120,8 @@ def score_lines(score: Score) -> Lines:
 def scores_text(score: Score, writer: Writer, owner: Side) -> str:
     """The final scores of a tile in base 2, for a spec that changes them."""
     if score.bias is not None:
-        return f"tl.fma(products, scale_log2, {unparsed(writer.number(score.bias))})"
-    value = unparsed(writer.number(score.final))
+        return f"tl.fma(products, scale_log2, {unparsed(writer.number(score.bias, 'bias'))})"
+    value = unparsed(writer.number(score.final, "final"))
     if score.full_shape:
         return value
     shape = "(BLOCK_Q, BLOCK_K)" if owner is Side.Q else "(BLOCK_K, BLOCK_Q)"
@@ -133,8 +133,8 @@ def exponent(score: Score, writer: Writer, owner: Side, bound: str) -> str:
     if score.plain:
         return f"tl.fma(products, scale_log2, -{bound})"
     if score.bias is not None:
-        return f"tl.fma(products, scale_log2, {shown(writer.number(score.bias))} - {bound})"
-    return f"({scores_text(score, writer, owner)}) - {bound}"
+        return f"tl.fma(products, scale_log2, {shown(writer.number(score.bias, 'bias'))} - {bound})"
+    return f"{scores_text(score, writer, owner)} - {bound}"
 
 
 def keep_lines(score: Score, writer: Writer, end: Depends, exists: str) -> Lines:

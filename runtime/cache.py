@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def name_of(text: str, version: str) -> str:
 def publish(text: str, version: str) -> Path:
     """The file that holds a kernel text; written where it is missing or holds anything else."""
     name = name_of(text, version)
-    for folder in (location() / "kernels", _fallback() / "kernels"):
+    for folder in _folders("kernels"):
         path = folder / name
         if _holds(path, text):
             return path
@@ -74,7 +75,7 @@ def read(path: Path, version: str) -> str:
 
 def triton_folder() -> Path:
     """Where Triton keeps what it compiles; made if need be."""
-    for folder in (location() / "triton", _fallback() / "triton"):
+    for folder in _folders("triton"):
         try:
             _private(folder)
             with tempfile.NamedTemporaryFile(dir=folder):
@@ -82,6 +83,12 @@ def triton_folder() -> Path:
         except OSError:
             continue
     raise MaskError(f"neither {location()} nor {_fallback()} can be written")
+
+
+def _folders(kind: str) -> Iterator[Path]:
+    """Where files of a kind may lie, best first; the temporary folder is made only when the other has failed."""
+    yield location() / kind
+    yield _fallback() / kind
 
 
 def usage() -> Usage:

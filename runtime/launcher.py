@@ -81,11 +81,15 @@ def backward(
 
 def _kernels(call: Call) -> tuple[KernelSource, ModuleType]:
     """The kernel file of a call and its module; refuses devices, dtypes and head dims that the kernels do not have."""
-    if call.q.device.type != "cuda":
-        raise MaskInputError(f"engine 'triton' takes tensors on a GPU; q is on {call.q.device}")
+    _check_device(call)
     variants.dtype_of(call)
     source = emit(call.spec)
     return source, loader.load(source)
+
+
+def _check_device(call: Call) -> None:
+    if call.q.device.type != "cuda":
+        raise MaskInputError(f"engine 'triton' takes tensors on a GPU; q is on {call.q.device}")
 
 
 def _config(call: Call, source: KernelSource, pass_: Pass, strided: tuple[Tensor, ...]) -> dict[str, Any]:

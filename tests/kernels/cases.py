@@ -16,7 +16,7 @@ from maskc.runtime.inputs import Call, prepare
 
 @dataclass(frozen=True)
 class Case:
-    """A mask's body (or a whole file, or the path of one) and the call that it is tried with, lengths (q_len, k_len)."""
+    """A mask's body (or a file, or the path of one) and the call that it is tried with; lengths are (q_len, k_len)."""
 
     name: str
     text: str

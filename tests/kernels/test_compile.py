@@ -1,0 +1,84 @@
+"""Kernels compile for every target with no GPU present, and every stage can be read."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from maskc.check import load
+from maskc.codegen.source import emit
+from maskc.diagnostics import MaskUnsupportedError
+from maskc.runtime import loader
+
+SPEC = load("mask window(w: int = 9):\n    keep 0 <= q - k < w\n    score -= 0.1 * (q - k)\n")
+ENTRIES = ("forward_kernel", "backward_rows_kernel", "backward_queries_kernel", "backward_keys_kernel")
+WORDS = {
+    "ttir": "tt.dot",
+    "ttgir": "ttg.num-warps",
+    "llir": "define",
+    "ptx": ".visible .entry",
+    "sass": "EXIT",
+    "amdgcn": "s_endpgm",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "stage"),
+    [("sm_80", "ptx"), ("sm_90", "sass"), ("sm_90", "ttgir"), ("sm_100", "llir"), ("gfx942", "amdgcn")],
+)
+def test_a_kernel_compiles_for_every_target(target: str, stage: str) -> None:
+    text = loader.compile_stage(emit(SPEC), SPEC, target=target, stage=stage, dim=32)
+    assert WORDS[stage] in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_every_kernel_compiles_for_every_target(target: str, entry: str, dtype: str) -> None:
+    stages = ["ttir", "ttgir", "llir", *(["amdgcn"] if target == "gfx942" else ["ptx", "sass"])]
+    for stage in stages:
+        text = loader.compile_stage(emit(SPEC), SPEC, entry=entry, target=target, dtype=dtype, stage=stage)
+        assert stage == "ttir" or WORDS[stage] in text
+
+
+def test_copies_are_asynchronous_and_the_pipeline_is_deep() -> None:
+    """Without the declared alignment of rows a loop has no asynchronous copy at all."""
+    text = loader.compile_stage(emit(SPEC), SPEC, stage="ptx", dim=64)
+    assert "cp.async.cg.shared.global" in text
+    assert "wgmma.mma_async" in text
+    assert "cp.async.wait_group \t2" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"target": "sm_1"}, "no target 'sm_1'"),
+        ({"entry": "kernel"}, "no entry point 'kernel'"),
+        ({"stage": "amdgcn"}, "no stage 'amdgcn' for sm_90"),
+        ({"target": "gfx942", "stage": "ptx"}, "no stage 'ptx' for gfx942"),
+        ({"dim": 80}, "head dim of q and k is 80"),
+        ({"dtype": "fp64"}, "fp64"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(options: dict[str, object], named: str) -> None:
+    with pytest.raises(MaskUnsupportedError, match=named):
+        loader.compile_stage(emit(SPEC), SPEC, **options)  # type: ignore[arg-type]
+
+
+def test_a_process_that_interprets_says_that_it_cannot_compile() -> None:
+    program = """
+from maskc.check import load
+from maskc.codegen.source import emit
+from maskc.diagnostics import MaskError
+from maskc.runtime import loader
+spec = load("mask a:\\n    keep k <= q\\n")
+try:
+    loader.compile_stage(emit(spec), spec)
+except MaskError as error:
+    print(error)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert "TRITON_INTERPRET=1" in done.stdout
