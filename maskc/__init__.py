@@ -1,7 +1,7 @@
 """maskc compiles an attention pattern, written as text, to a specialised and differentiable attention kernel.
 
-`maskc.compile_attention` is the way in. Importing this package loads neither torch, triton nor sympy: what needs them is
-imported when it is first used.
+`maskc.compile_attention` is the way in. Importing this package loads neither torch, triton nor sympy: what needs them
+is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any
