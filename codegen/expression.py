@@ -467,7 +467,7 @@ class Writer:
         terms = terms_of(expr)
         positions = [(sign, term) for sign, term in terms if isinstance(term, Position)]
         others = [t for t in terms if not isinstance(t[1], Position)]
-        if sorted(sign for sign, _ in positions) != [-1, 1] or {t.side for _, t in positions} != set(Side):  # type: ignore[union-attr]
+        if sorted(sign for sign, _ in positions) != [-1, 1] or {t.side for _, t in positions} != set(Side):
             return None
         if any(depends(term) is not Depends.NONE for _, term in others):
             return None

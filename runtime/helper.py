@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ FUNCTIONS = ("forward", "backward_rows", "backward_queries", "backward_keys")
 _LENGTH = struct.Struct("<Q")
 
 
-def send(stream: BinaryIO, value: Any) -> None:
+def send(stream: IO[bytes], value: Any) -> None:
     """Writes one message: numbers, strings, None, tensors, and tuples and dicts of them."""
     tensors: list[Tensor] = []
     header = {"value": _encoded(value, tensors), "tensors": [_layout(x) for x in tensors]}
@@ -34,14 +34,14 @@ def send(stream: BinaryIO, value: Any) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """Reads one message; EOFError where the other side is gone."""
     header = json.loads(_exactly(stream, _LENGTH.unpack(_exactly(stream, _LENGTH.size))[0]))
     tensors = [_tensor(layout, _exactly(stream, layout["bytes"])) for layout in header["tensors"]]
     return _decoded(header["value"], tensors)
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytearray:
+def _exactly(stream: IO[bytes], count: int) -> bytearray:
     data = bytearray()
     while len(data) < count:
         part = stream.read(count - len(data))
