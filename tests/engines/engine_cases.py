@@ -25,7 +25,9 @@ SPECS: dict[str, str] = {
     "chunks": "mask chunks(size: int = 48):\n    keep q // size == k // size or (k - 5) // 37 == (q - 200) // 37\n",
     "columns": "mask columns:\n    keep k % 3 == 1\n",
     "documents": "mask docs:\n    input doc: int[batch, seq] sorted\n    keep doc[q] == doc[k] and k <= q\n",
-    "clusters": "mask clusters:\n    input cluster: int[batch, head, seq]\n    keep cluster[q] == cluster[k] and k <= q\n",
+    "clusters": (
+        "mask clusters:\n    input cluster: int[batch, head, seq]\n    keep cluster[q] == cluster[k] and k <= q\n"
+    ),
     "padding": "mask padded:\n    input valid: bool[batch, seq]\n    keep valid[k] and k <= q\n",
     "per head": (
         "mask duo(window: int = 80):\n    input full: bool[head]\n    keep k <= q\n    keep full or q - k < window\n"
@@ -78,7 +80,14 @@ def inputs_of(spec: MaskSpec, batch: int, heads: int, kv_heads: int, length: int
 
 
 def tensors(
-    batch: int, heads: int, kv_heads: int, q_len: int, k_len: int, dims: tuple[int, int], dtype: torch.dtype, seed: int = 0
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    q_len: int,
+    k_len: int,
+    dims: tuple[int, int],
+    dtype: torch.dtype,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(batch, heads, q_len, dims[0], generator=generator, dtype=torch.float64)

@@ -157,7 +157,7 @@ def test_deciding_floats_are_float64():
         ("round(q / 2.0) == k", lambda q, k: round(q / 2) == k),
         ("ceil(q / 3.0) <= k", lambda q, k: math.ceil(q / 3) <= k),
         ("(q if q % 2 == 0 else k) > 3", lambda q, k: (q if q % 2 == 0 else k) > 3),
-        ("not q == k and (q < 3 or k > 4)", lambda q, k: not q == k and (q < 3 or k > 4)),
+        ("not q == k and (q < 3 or k > 4)", lambda q, k: q != k and (q < 3 or k > 4)),
         ("abs(q - k) in (1, 3)", lambda q, k: abs(q - k) in (1, 3)),
     ],
 )

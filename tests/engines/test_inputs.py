@@ -28,7 +28,11 @@ def bad_tensors():
     yield "v is no tensor", (q, k, v.numpy()), "v is a ndarray; expected a tensor"
     yield "three dims", (q[0], k, v), "q has 3 dims, (2, 8, 4); expected 4"
     yield "integers", (q.int(), k.int(), v.int()), "q has dtype int32; expected float32, float64, float16 or bfloat16"
-    yield "mixed dtypes", (q, k.half(), v.bfloat16()), "q is float32, k is float16 and v is bfloat16; expected one dtype"
+    yield (
+        "mixed dtypes",
+        (q, k.half(), v.bfloat16()),
+        "q is float32, k is float16 and v is bfloat16; expected one dtype",
+    )
     yield "devices", (q, k.to("meta"), v), "q is on cpu, k on meta and v on cpu; expected one device"
     yield "batch sizes", (q.repeat(2, 1, 1, 1), k, v), "q, k and v have batch sizes 2, 1 and 1"
     yield "lengths", (q, k, v[:, :, :5]), "k is (1, 2, 8, 4) and v is (1, 2, 5, 4); expected equal heads and lengths"
@@ -37,7 +41,9 @@ def bad_tensors():
     yield "no kv heads", (q, k[:, :0], v[:, :0]), "q has 2 heads and k has 0; expected a multiple"
 
 
-@pytest.mark.parametrize(("tensors", "message"), [case[1:] for case in bad_tensors()], ids=[c[0] for c in bad_tensors()])
+@pytest.mark.parametrize(
+    ("tensors", "message"), [case[1:] for case in bad_tensors()], ids=[c[0] for c in bad_tensors()]
+)
 def test_bad_tensors(engine, tensors, message):
     with pytest.raises(MaskInputError) as error:
         maskc.compile_attention(WINDOW, engine=engine)(*tensors)
@@ -54,7 +60,10 @@ def test_bad_tensors(engine, tensors, message):
         ({"window": 2.5}, "window"),
         ({"q_offset": 1.5}, "q_offset is 1.5; expected an int, or a tensor of integers"),
         ({"q_offset": True}, "q_offset is True; expected an int"),
-        ({"k_offset": torch.zeros(3, dtype=torch.int64)}, "k_offset is a tensor (3) of int64; expected an int, or integers (1,)"),
+        (
+            {"k_offset": torch.zeros(3, dtype=torch.int64)},
+            "k_offset is a tensor (3) of int64; expected an int, or integers (1,)",
+        ),
         ({"q_offset": torch.zeros(1)}, "q_offset is a tensor (1) of float32"),
         ({"q_offset": torch.zeros(1, dtype=torch.int64, device="meta")}, "is on meta; expected cpu, where q is"),
     ],

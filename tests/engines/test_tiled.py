@@ -49,7 +49,9 @@ def test_agrees_in_every_dtype(name, dtype):
     cases.assert_tiled_is_right(cases.call_of(name, batch=2, q_len=200, dtype=dtype))
 
 
-@pytest.mark.parametrize("dims", [(1, 1), (3, 3), (8, 31), (31, 8), (40, 40), (64, 64), (72, 16), (192, 128), (64, 128)])
+@pytest.mark.parametrize(
+    "dims", [(1, 1), (3, 3), (8, 31), (31, 8), (40, 40), (64, 64), (72, 16), (192, 128), (64, 128)]
+)
 @pytest.mark.parametrize("name", ["window", "softcap"])
 def test_agrees_at_every_head_dim(name, dims):
     cases.assert_tiled_is_right(cases.call_of(name, q_len=100, dims=dims))
@@ -82,7 +84,8 @@ def test_nothing_to_attend_to(q_len, k_len):
     found = cases.run_tiled(call, d_out, d_lse)
     assert torch.equal(found["out"], torch.zeros(1, 2, q_len, 8))
     assert torch.equal(found["lse"], torch.full((1, 2, q_len), -torch.inf))
-    assert all(torch.equal(found[d], torch.zeros_like(x)) for d, x in zip(("dq", "dk", "dv"), (call.q, call.k, call.v)))
+    for name, x in (("dq", call.q), ("dk", call.k), ("dv", call.v)):
+        assert torch.equal(found[name], torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("name", ["window", "documents", "clusters", "sink", "causal", "softcap bias"])
@@ -95,7 +98,9 @@ def test_same_bits_in_every_run(name):
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", ["window", "causal", "documents", "sink", "strided", "clusters", "neighbours", "chunks"])
+@pytest.mark.parametrize(
+    "name", ["window", "causal", "documents", "sink", "strided", "clusters", "neighbours", "chunks"]
+)
 @pytest.mark.parametrize("plain", [True, False])
 def test_batches_cover_every_live_tile_once(name, plain):
     given = {"y": 50, "x": 20} if name == "neighbours" else {}
