@@ -203,6 +203,16 @@ def apply_binary(xp: Any, op: BinaryOp, a: Array, b: Array) -> Array:
             assert_never(op)
 
 
+def cast(xp: Any, x: Array, dtype: Any) -> Array:
+    """An array of another dtype, or itself."""
+    return x.astype(dtype, copy=False) if xp is np else x.to(dtype)
+
+
+def full(xp: Any, value: bool | int | float, dtype: Any, device: Any, shape: tuple[int, ...] = ()) -> Array:
+    """An array of one value, made on a device of torch without a copy from the host."""
+    return xp.full(shape, value, dtype=dtype) if xp is np else xp.full(shape, value, dtype=dtype, device=device)
+
+
 class _Reader:
     """One evaluation; keeps the values of parts that occur more than once."""
 
@@ -296,13 +306,10 @@ class _Reader:
         return xp.where(inside, self._typed(xp.take(table, flat), expr.type), zero)
 
     def _constant(self, value: bool | int | float, type_: Type) -> Array:
-        return _scalar(self.pairs.xp, value, self._dtype(type_), self.pairs.q)
+        return full(self.pairs.xp, value, self._dtype(type_), None if self.pairs.xp is np else self.pairs.q.device)
 
     def _typed(self, x: Array, type_: Type) -> Array:
-        dtype = self._dtype(type_)
-        if x.dtype == dtype:
-            return x
-        return x.astype(dtype) if self.pairs.xp is np else x.to(dtype)
+        return cast(self.pairs.xp, x, self._dtype(type_))
 
     def _dtype(self, type_: Type) -> Any:
         match type_:
@@ -316,11 +323,6 @@ class _Reader:
                 assert_never(type_)
 
 
-def _scalar(xp: Any, value: bool | int | float, dtype: Any, like: Array) -> Array:
-    """A 0-d array, made on the device of `like` without a copy from the host."""
-    return xp.full((), value, dtype=dtype) if xp is np else xp.full((), value, dtype=dtype, device=like.device)
-
-
 def _within(xp: Any, x: Array, last: int) -> Array:
     """Integers clamped to [0, last]."""
     return xp.clip(x, 0, last)
@@ -330,7 +332,7 @@ def _integer(xp: Any, whole: Array) -> Array:
     """Whole floats as int64; NaN, infinities and what does not fit become 0."""
     fits = (whole >= -_INT64_LIMIT) & (whole < _INT64_LIMIT)
     guarded = xp.where(fits, whole, xp.zeros_like(whole))
-    return guarded.astype(np.int64) if xp is np else guarded.to(xp.int64)
+    return cast(xp, guarded, xp.int64)
 
 
 def _divided(xp: Any, a: Array, b: Array, divide: Any) -> Array:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, assert_never
 
-import numpy as np
-
-from maskc.evaluate import Array, apply_unary, quiet
+from maskc.evaluate import Array, apply_unary, cast, quiet
 from maskc.spec import (
     AxisSize,
     Binary,
@@ -59,7 +57,9 @@ class Interval:
 Known = Callable[[Expr], Interval | Array | None]
 """What is known of a node from elsewhere: an Interval of a number, classes (uint8) of a predicate, None to read it."""
 
-_EXACT = 2.0**53
+EXACT = 2.0**53
+"""Integers below this have a float64 of their own."""
+
 _HUGE = 2.0**64
 _DIVISOR = 2.0**60  # divides everything exact to 0 or -1, as every larger divisor does
 _WIDE = 2.0**-48
@@ -431,7 +431,7 @@ class Ranges:
     def _whole(self, low: Array, high: Array) -> Interval:
         """Bounds of an integer; what is not surely exact is unknown, on both ends if it may have wrapped."""
         if self._wraps:
-            return Interval(*self._where_unknown(~((low > -_EXACT) & (high < _EXACT)), low, high))
+            return Interval(*self._where_unknown(~((low > -EXACT) & (high < EXACT)), low, high))
         xp = self._xp
         low = xp.where(low == low, low, xp.zeros_like(low) - math.inf)
         return Interval(low, xp.where(high == high, high, xp.zeros_like(high) + math.inf))
@@ -472,10 +472,10 @@ class Ranges:
         return self._scalar(int(truth), self._xp.uint8)
 
     def _byte(self, x: Array) -> Array:
-        return x.astype(np.uint8) if self._xp is np else x.to(self._xp.uint8)
+        return cast(self._xp, x, self._xp.uint8)
 
     def _float(self, x: Array) -> Array:
-        return x.astype(np.float64) if self._xp is np else x.to(self._xp.float64)
+        return cast(self._xp, x, self._xp.float64)
 
 
 def _is_array(x: Any) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.bounds import Analysis, Chunk, Truth, class_chunks, tile_counts
+from maskc.bounds import Analysis, Chunk, class_chunks, tile_counts
 from maskc.evaluate import Array, Pairs, constants, evaluate
+from maskc.interval import Truth
 from maskc.spec import TRUE, Expr, MaskSpec, Side, Sizes, conjunction
 
 Int32 = NDArray[np.int32]

@@ -54,7 +54,7 @@ TABLE: dict[str, set[str]] = {
         *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "maskc.tabulate"),
         *("numpy", "sympy"),
     },
-    "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.bounds", "numpy"},
+    "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.bounds", "numpy"},
     "maskc.explain": {
         "maskc.diagnostics",
         "maskc.options",

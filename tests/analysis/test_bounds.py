@@ -3,7 +3,7 @@
 import math
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from random_specs import BOOL, INT, Arrays, Draw, K, Q, binary, whole
 
-from maskc import bounds
-from maskc.bounds import Analysis, Truth, fits_32_bits, lower_division, slope, tile_classes, value_range
+from maskc import bounds, support
+from maskc.bounds import Analysis, fits_32_bits, tile_classes, value_range
 from maskc.evaluate import constants
+from maskc.interval import Truth
 from maskc.reference import mask
 from maskc.spec import (
     SCORE,
-    Binary,
-    BinaryOp,
     Coordinate,
     Count,
     Dim,
@@ -28,7 +27,6 @@ from maskc.spec import (
     Index,
     InputSpec,
     Length,
-    Literal,
     MaskSpec,
     Offset,
     Parameter,
@@ -40,8 +38,18 @@ from maskc.spec import (
     UnaryOp,
     walk,
 )
+from maskc.support import arrange, slope
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered() -> Iterator[None]:
+    """Tests that change how predicates are cut leave no trace."""
+    yield
+    arrange.cache_clear()
+
+
 q, k = Position(INT, Q), Position(INT, K)
 d = binary("-", q, k)
 Classes = NDArray[np.uint8]
@@ -95,15 +103,14 @@ def test_random_predicates_are_classified_soundly(first: int) -> None:
 
 def without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave every predicate to interval arithmetic."""
-    monkeypatch.setattr(bounds, "_numbers", lambda expr, sizes: None)
+    arrange.cache_clear()
+    monkeypatch.setattr(support, "numbers", lambda expr, sizes: None)
 
 
 def without_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave reads of inputs and numbers of one side to interval arithmetic, too."""
     without_tables(monkeypatch)
-    monkeypatch.setattr(
-        Analysis, "_is_column", lambda self, expr: not isinstance(expr, Literal) and not bounds._sides(expr)
-    )
+    monkeypatch.setattr(support, "_is_column", lambda expr: not support._sides(expr))
 
 
 def with_coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,30 +372,6 @@ def test_ranges_that_hold_in_every_call() -> None:
     assert value_range(Read(INT, "route", (q,)), inputs=(route,)) == (-1, 4)
     assert value_range(Read(INT, "route", (q,))) == (-math.inf, math.inf)
     assert value_range(binary("*", binary("+", q, whole(3)), binary("+", k, whole(2)))) == (6, math.inf)
-
-
-def test_division_is_lowered_only_where_nothing_can_be_negative() -> None:
-    block = whole(16)
-    lowered = lower_division(binary("==", binary("//", q, block), binary("%", binary("+", k, block), block)))
-    assert {n.op for n in walk(lowered) if isinstance(n, Binary)} == {
-        *(BinaryOp.EQ, BinaryOp.TRUNCDIV, BinaryOp.TRUNCMOD, BinaryOp.ADD)
-    }
-    for kept in (binary("%", d, block), binary("//", q, Parameter(INT, "w")), binary("//", q, whole(-2))):
-        assert lower_division(kept) == kept
-    route = InputSpec("route", INT, (Dim(DimKind.FREE, "n"),), below=whole(5))
-    shifted = binary("//", binary("+", Read(INT, "route", (q,)), whole(1)), block)
-    assert lower_division(shifted) == shifted
-    assert lower_division(shifted, (route,)) != shifted
-
-
-def test_lowered_expressions_keep_their_value() -> None:
-    for seed in range(150):
-        draw = Draw(seed)
-        spec = draw.spec()
-        lowered = MaskSpec("m", spec.parameters, spec.axes, spec.inputs, tuple(map(lower_division, spec.clauses)))
-        np.testing.assert_array_equal(
-            mask(spec, draw.sizes, draw.inputs), mask(lowered, draw.sizes, draw.inputs), err_msg=str(lowered)
-        )
 
 
 def fits(*clauses: Expr, length: int = 1000, inputs: tuple[InputSpec, ...] = (), **changes: Any) -> bool:

@@ -11,7 +11,8 @@ from random_specs import INT, Draw, K, Q, binary, whole
 
 from maskc import bounds
 from maskc import plan as planning
-from maskc.bounds import Analysis, Truth, tile_classes
+from maskc.bounds import Analysis, tile_classes
+from maskc.interval import Truth
 from maskc.plan import BlockPlan, TileRuns, build, expand, runs_on_device, statistics, tile_map
 from maskc.reference import mask
 from maskc.spec import (
