@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -128,8 +128,8 @@ def mask_free(spec: MaskSpec) -> tuple[KernelSource, MaskSpec]:
     return replace(source, text=text), bare
 
 
-def _block(lines: object, indent: str) -> str:
-    return "".join(f"{indent}{line}\n" for line in lines)  # type: ignore[attr-defined]
+def _block(lines: Sequence[str], indent: str) -> str:
+    return "".join(f"{indent}{line}\n" for line in lines)
 
 
 PLAIN = MaskSpec("plain")

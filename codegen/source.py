@@ -185,32 +185,20 @@ _TYPED = {"i32": "tl.int32", "i64": "tl.int64", "fp32": "tl.float32", "fp64": "t
 def emit(spec: MaskSpec) -> KernelSource:
     """The kernel file of a spec."""
     mask = MaskArguments(spec)
-    symbols = mask.symbols
-    kernels: list[Kernel] = []
-    texts: list[str] = []
-    double = False
-
-    def add(make: object, template: str) -> None:
-        nonlocal double
-        signature = _signature(template, mask.declared)
-        plain = f"[*range({sum(a.type != 'constexpr' for a in signature.arguments)})]"
-        text, decides = make(plain)  # type: ignore[operator]
-        double = double or decides
-        kernels.append(signature)
-        texts.append(text)
-
-    add(lambda plain: forward.kernel(spec, symbols, _copied(mask.names), mask.lines, plain), forward.TEMPLATE)
-    add(lambda plain: (backward.rows_kernel(plain), False), backward.ROWS)
-    for owner, template in ((Side.Q, backward.QUERIES), (Side.K, backward.KEYS)):
-        add(
-            lambda plain, owner=owner: backward.owned_kernel(
-                spec, owner, symbols, _copied(mask.names), mask.lines, plain
-            ),
-            template,
-        )
-    parts = [_header(spec), helpers(symbols.helpers), *texts, _launches(mask, double)]
+    symbols, lines = mask.symbols, mask.lines
+    templates = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS)
+    signatures = tuple(_signature(template, mask.declared) for template in templates)
+    plain = [f"[*range({sum(a.type != 'constexpr' for a in s.arguments)})]" for s in signatures]
+    texts = [
+        forward.kernel(spec, symbols, _copied(mask.names), lines, plain[0]),
+        (backward.rows_kernel(plain[1]), False),
+        backward.owned_kernel(spec, Side.Q, symbols, _copied(mask.names), lines, plain[2]),
+        backward.owned_kernel(spec, Side.K, symbols, _copied(mask.names), lines, plain[3]),
+    ]
+    double = any(decides for _, decides in texts)
+    parts = [_header(spec), helpers(symbols.helpers), *(text for text, _ in texts), _launches(mask, double)]
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts if part)
-    return KernelSource(spec.name, text, tuple(kernels), double, mask.inputs, _heavy(spec))
+    return KernelSource(spec.name, text, signatures, double, mask.inputs, _heavy(spec))
 
 
 def _copied(names: Names) -> Names:
