@@ -104,7 +104,10 @@ def diagnose(source: Source) -> list[Diagnostic]:
 
 def read_source(path: str | os.PathLike[str]) -> Source:
     """The text of a file. Raises MaskError where it cannot be read, is too long or is not UTF-8."""
-    name = os.fspath(path)
+    try:
+        name = os.fsdecode(path)
+    except TypeError:
+        raise MaskError(f"a spec is text or a path; this is a {type(path).__name__}") from None
     try:
         with open(path, "rb") as stream:
             data = stream.read(BYTE_LIMIT + 1)

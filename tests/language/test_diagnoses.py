@@ -127,6 +127,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load("mask a: keep k <= q")
 
 
+def test_what_is_neither_text_nor_path() -> None:
+    with pytest.raises(MaskError, match=r"^a spec is text or a path; this is a list$"):
+        load([])  # type: ignore[arg-type]
+    with pytest.raises(MaskError, match=r"^cannot read 'no.mask': No such file"):
+        load(b"no.mask")  # type: ignore[arg-type]
+
+
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "latin.mask"
     path.write_bytes("mask a:  # é\n    keep k <= q  # ".encode() + b"\xe9\n")
