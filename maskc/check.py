@@ -576,7 +576,7 @@ class _Checker(Elaborator):
             return Unknown()
         if reading.axes is None:
             return Unknown()  # a function that nobody calls: on which grid is not known
-        with self._inlining(used):
+        with self._inlining(used, node.span):
             axes = self._axes(used)
             inside = self._inside(used, axes, arguments, node, reading)
             if inside is None:

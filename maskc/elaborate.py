@@ -58,14 +58,14 @@ class Elaborator(ABC):
     # Functions, masks and lets being inlined; and functions and lets that were read somewhere, by identity.
     active: list[syntax.Mask | syntax.Function | syntax.Let] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
+    calls: list[Span] = field(default_factory=list)  # of functions and masks being inlined
 
     # ---- reports
 
     def report(self, message: str, span: Span | None, hint: str | None = None) -> None:
         """A mistake; the same sentence at the same place is said once."""
-        diagnostic = Diagnostic(message, span, hint)
-        if diagnostic not in self.found:
-            self.found.append(diagnostic)
+        if all((d.message, d.span) != (message, span) for d in self.found):
+            self.found.append(Diagnostic(message, span, hint))
         if len(self.found) >= ERROR_LIMIT:
             raise LimitError
 
@@ -80,7 +80,7 @@ class Elaborator(ABC):
         try:
             expr = make(*operands, span)
         except OperandError as mistake:
-            self.report(mistake.message, mistake.span or span, mistake.hint)
+            self.report(mistake.message, mistake.span or span, self._with_call(mistake.hint))
             return None
         if expr.depth > DEPTH_LIMIT:
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)
@@ -89,6 +89,14 @@ class Elaborator(ABC):
             self.report(TOO_LARGE.format("this expression"), span)
             return None
         return expr
+
+    def _with_call(self, hint: str | None) -> str | None:
+        """A hint, with the call that handed over the operands of a function or of a mask used as a predicate."""
+        if not self.calls:
+            return hint
+        source, start = self.calls[0].source, self.calls[0].start
+        call = f"called on line {source.position(start)[0]}"
+        return call if hint is None else f"{hint}; {call}"
 
     # ---- expressions
 
@@ -564,7 +572,7 @@ class Elaborator(ABC):
             )
             return Unknown()
         self.called.add(id(function))
-        with self._inlining(function):
+        with self._inlining(function, node.span):
             return self.body(function, inner, reading)
 
     def function(self, node: syntax.Function, scope: Scope) -> None:
@@ -653,15 +661,19 @@ class Elaborator(ABC):
         return True
 
     @contextmanager
-    def _inlining(self, node: syntax.Mask | syntax.Function | syntax.Let) -> Iterator[None]:
+    def _inlining(self, node: syntax.Mask | syntax.Function | syntax.Let, call: Span | None = None) -> Iterator[None]:
         if len(self.active) > INLINING_LIMIT:
             self.report(f"functions, masks and lets use each other more than {INLINING_LIMIT} deep", node.name.span)
             raise LimitError
         self.active.append(node)
+        if call is not None:
+            self.calls.append(call)
         try:
             yield
         finally:
             self.active.pop()
+            if call is not None:
+                self.calls.pop()
 
     # ---- masks used as predicates
 
