@@ -69,18 +69,18 @@ def draw(attend: Attention, seq: int) -> None:
 def compare_with_the_definition(attend: Attention, seq: int) -> bool:
     """Output and gradients against every pair evaluated one by one in float64."""
     heading(f"compared with the definition in float64: 2 heads, {seq} tokens (a length that no tile divides)")
-    *qkv, d_out = random_tensors(2, seq)
+    q, k, v, d_out = random_tensors(2, seq)
     names = [name for name in tolerance.QUANTITIES if name != "lse"]
-    values = dict(zip(names, forward_and_backward(attend, *qkv, d_out), strict=True))
-    report = tolerance.check(prepare(attend.spec, *qkv, attend.given), values, d_out)
+    values = dict(zip(names, forward_and_backward(attend, q, k, v, d_out), strict=True))
+    report = tolerance.check(prepare(attend.spec, q, k, v, attend.given), values, d_out)
     print(report)
     return report.passed
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+def seconds(work: Callable[[Attend], object], attend: Attend) -> float:
+    """How long the work takes."""
     start = time.perf_counter()
-    work()
+    work(attend)
     return time.perf_counter() - start
 
 
@@ -98,8 +98,8 @@ def time_against_masked_sdpa(attend: Attention, seq: int, rounds: int) -> None:
         "forward": lambda f: f(*tensors[:3]),
         "forward + backward": lambda f: forward_and_backward(f, *tensors),
     }
-    for name, run in passes.items():
-        times = [[seconds(lambda f=f, run=run: run(f)) for f in both] for _ in range(rounds + 1)][1:]  # type: ignore[misc]
+    for name, work in passes.items():
+        times = [[seconds(work, f) for f in both] for _ in range(rounds + 1)][1:]  # the first round warms up
         sdpa, ours = (1e3 * median(column) for column in zip(*times, strict=True))
         ratio = median(a / b for a, b in times)
         print(f"{name:18}  masked SDPA {sdpa:7.1f} ms   maskc {ours:7.1f} ms   {ratio:.1f}x")

@@ -77,8 +77,9 @@ class SelfAttention(nn.Module):
         """[batch, seq, width] to the same."""
         batch, seq, width = x.shape
         q, k, v = self.qkv(x).view(batch, seq, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = self.attend(rotated(q), rotated(k), v, **self.parameters_of_mask)
-        return self.out(y.transpose(1, 2).reshape(batch, seq, width))
+        y: Tensor = self.attend(rotated(q), rotated(k), v, **self.parameters_of_mask)
+        y = self.out(y.transpose(1, 2).reshape(batch, seq, width))
+        return y
 
 
 class Block(nn.Module):
@@ -96,7 +97,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, seq, width] to the same."""
         x = x + self.attention(self.before_attention(x))
-        return x + self.network(self.before_network(x))
+        x = x + self.network(self.before_network(x))
+        return x
 
 
 class LanguageModel(nn.Module):
@@ -114,7 +116,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [batch, seq] to float [batch, seq, vocabulary]."""
-        return self.head(self.blocks(self.characters(tokens)))
+        scores: Tensor = self.head(self.blocks(self.characters(tokens)))
+        return scores
 
 
 @dataclass(frozen=True)
