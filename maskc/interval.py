@@ -80,10 +80,12 @@ class Ranges:
         self._wraps = wraps
         self._intervals: dict[int, Interval] = {}
         self._truths: dict[int, Array] = {}
+        self._alive: list[Expr] = []  # so that no id is given to another node
 
     def interval(self, expr: Expr) -> Interval:
         """Bounds of a number."""
         if id(expr) not in self._intervals:
+            self._alive.append(expr)
             with quiet(self._xp):
                 known = self._known(expr)
                 self._intervals[id(expr)] = known if isinstance(known, Interval) else self._interval(expr)
@@ -92,6 +94,7 @@ class Ranges:
     def truth(self, expr: Expr) -> Array:
         """Class of a predicate: uint8, the values of `Truth`."""
         if id(expr) not in self._truths:
+            self._alive.append(expr)
             with quiet(self._xp):
                 known = self._known(expr)
                 self._truths[id(expr)] = self._truth(expr) if known is None else known
