@@ -107,7 +107,7 @@ def share(judgement: Judgement) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one engine did with one mask in one dtype. judged: the cases that ran; refused: those that it would not."""
+    """What one engine did with one mask in one dtype. judged: the cases that ran; refused: those that did not."""
 
     mask: str
     engine: str
@@ -130,27 +130,30 @@ class Summary:
     def row(self) -> tuple[str, ...]:
         """The cells of `table`."""
         missed = sum(not o.passed for o in self.judged)
-        if not self.judged:
-            worst = f"not run: {self.refused[0].refused}" if self.refused else "not run: no size fits the mask"
-        else:
+        if self.judged:
             outcome = max(self.judged, key=lambda o: o.worst)
             worst = f"{outcome.worst[0]:.2f} of the bound, {outcome.worst[1]} at {outcome.case}"
-        return (self.mask, self.engine, self.dtype, str(len(self.judged)), str(missed), worst)
+        else:
+            worst = f"not run: {self.refused[-1].refused}"
+        return (self.mask, self.engine, self.dtype, str(len(self.judged)), str(len(self.refused)), str(missed), worst)
+
+
+HEADINGS = ("mask", "engine", "dtype", "cases", "not run", "missed", "worst error")
 
 
 def summarise(mask: str, outcomes: Iterable[Outcome]) -> list[Summary]:
-    """One summary per engine and dtype of the outcomes of one mask."""
+    """One summary per engine and dtype of the outcomes of one mask; cases that the mask refused count in each."""
+    by_mask: list[Outcome] = []
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
-        if outcome.engine:
-            groups.setdefault((outcome.engine, outcome.dtype), []).append(outcome)
+        (groups.setdefault((outcome.engine, outcome.dtype), []) if outcome.engine else by_mask).append(outcome)
     return [
         Summary(
             mask,
             engine,
             dtype,
             tuple(o for o in group if o.report is not None),
-            tuple(o for o in group if o.report is None),
+            (*by_mask, *(o for o in group if o.report is None)),
         )
         for (engine, dtype), group in groups.items() or {("", ""): []}.items()
     ]
@@ -158,9 +161,9 @@ def summarise(mask: str, outcomes: Iterable[Outcome]) -> list[Summary]:
 
 def table(summaries: Sequence[Summary]) -> str:
     """One line per mask, engine and dtype under a heading."""
-    rows = [("mask", "engine", "dtype", "cases", "missed", "worst error"), *(s.row for s in summaries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join("  ".join((*map(str.ljust, row, widths), row[5])).rstrip() for row in rows)
+    rows = [HEADINGS, *(s.row for s in summaries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
+    return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
 
 
 def cases(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:

@@ -69,12 +69,12 @@ def test_verify_is_a_table(maskc: Maskc) -> None:
     assert status == 0
     assert err == "".join(f"verifying {name} ...\n" for name in ("window", "whole", "documents", "near"))
     rows = [line.split() for line in out.splitlines()]
-    assert rows[0][:5] == ["mask", "engine", "dtype", "cases", "missed"]
-    assert [row[:5] for row in rows[1:]] == [
-        ["window", "tiled", "float32", "11", "0"],
-        ["whole", "tiled", "float32", "11", "0"],
-        ["documents", "tiled", "float32", "11", "0"],
-        ["near", "tiled", "float32", "5", "0"],
+    assert rows[0] == ["mask", "engine", "dtype", "cases", "not", "run", "missed", "worst", "error"]
+    assert [row[:6] for row in rows[1:]] == [
+        ["window", "tiled", "float32", "11", "0", "0"],
+        ["whole", "tiled", "float32", "11", "0", "0"],
+        ["documents", "tiled", "float32", "11", "0", "0"],
+        ["near", "tiled", "float32", "5", "0", "0"],
     ]
 
 
@@ -85,14 +85,14 @@ def test_verify_names_each_miss(maskc: Maskc) -> None:
     missed = [line for line in err.splitlines() if line.startswith("window at ")]
     assert all(", tiled float32: dv   error " in line and line.endswith("FAILED") for line in missed)
     rows = {row[1]: row for row in map(str.split, out.splitlines()[1:])}
-    assert int(rows["tiled"][4]) == len(missed) > 5
-    assert rows["dense"][4] == "0"
+    assert int(rows["tiled"][5]) == len(missed) > 5
+    assert rows["dense"][5] == "0"
 
 
 def test_verify_takes_parameters_and_dtypes(maskc: Maskc) -> None:
     status, out, _ = maskc("verify", "window.mask", "--engine", "tiled", "-p", "width=30", "--dtype", "float64")
     assert status == 0
-    assert out.splitlines()[1].split()[:5] == ["window", "tiled", "float64", "11", "0"]
+    assert out.splitlines()[1].split()[:6] == ["window", "tiled", "float64", "11", "0", "0"]
     status, out, err = maskc("verify", "window.mask", "--engine", "tiled", "-p", "wdth=30")
     assert (status, out) == (1, "")
     assert err == "mask 'window' has no parameter 'wdth'\nhint: did you mean 'width'?\n"
@@ -102,7 +102,15 @@ def test_a_mask_that_fits_no_size_has_not_passed(maskc: Maskc) -> None:
     Path("long.mask").write_text("mask long:\n    claim q_len > 1000\n    keep k <= q\n")
     status, out, _ = maskc("verify", "long.mask", "--engine", "tiled")
     assert status == 1
-    assert "not run: no size fits the mask" in out
+    assert out.splitlines()[1].split()[:3] == ["long", "0", "11"]
+    assert "not run: mask 'long' claims 'q_len > 1000', which does not hold (q_len=130)" in out
+
+
+def test_sizes_that_a_mask_refuses_are_counted(maskc: Maskc) -> None:
+    Path("short.mask").write_text("mask short:\n    claim q_len < 100\n    keep k <= q\n")
+    status, out, _ = maskc("verify", "short.mask", "--engine", "tiled")
+    assert status == 0
+    assert out.splitlines()[1].split()[:6] == ["short", "tiled", "float32", "8", "3", "0"]
 
 
 def test_a_broken_claim_fails(maskc: Maskc) -> None:
@@ -115,7 +123,10 @@ def test_a_broken_claim_fails(maskc: Maskc) -> None:
 def test_an_engine_that_refuses_says_why(maskc: Maskc) -> None:
     status, out, _ = maskc("verify", "window.mask", "--engine", "interpret", "--engine", "dense", "--dtype", "float64")
     assert status == 0
-    assert "interpret  float64  0      0       not run: q, k and v are float64; generated kernels have fp16" in out
+    assert (
+        "interpret  float64  0      11       0       not run: q, k and v are float64; generated kernels have fp16"
+        in out
+    )
 
 
 def test_an_engine_without_its_device_says_why(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
