@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any, TypeVar
 
 from maskc.diagnostics import Span
 
@@ -93,6 +94,28 @@ class BinaryOp(Enum):
 
 
 COMPARISONS = frozenset({BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE})
+
+
+_T = TypeVar("_T")
+
+
+def _hash_once(cls: type[_T]) -> type[_T]:
+    """Lets objects remember their hash, which walks all that they hold: specs and expressions are keys of caches."""
+    compute: Callable[[Any], int] = cls.__hash__
+
+    def once(self: Any) -> int:
+        known: int | None = self.__dict__.get("_hash")
+        if known is None:
+            known = self.__dict__["_hash"] = compute(self)
+        return known
+
+    def portable(self: Any) -> dict[str, object]:
+        # Strings hash differently in every process.
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
+    for name, method in (("__hash__", once), ("__getstate__", portable)):
+        setattr(cls, name, method)
+    return cls
 
 
 @dataclass(frozen=True)
@@ -184,6 +207,7 @@ class Parameter(Node):
     name: str
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Read(Node):
     """One entry of an input; as many indices as the input has dims, `batch` and `head` filled in. Out of range: 0 or
@@ -199,6 +223,7 @@ class Score(Node):
     """The score that the pair starts with: scale * (query . key) (FLOAT). Occurs in `MaskSpec.score` only."""
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Unary(Node):
     """`op operand`."""
@@ -207,6 +232,7 @@ class Unary(Node):
     operand: "Expr"
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Binary(Node):
     """`left op right`. The untaken right side of `and` and `or` is not evaluated."""
@@ -216,6 +242,7 @@ class Binary(Node):
     right: "Expr"
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Select(Node):
     """`then if condition else otherwise`; the branch not taken is never evaluated, for values or gradients."""
@@ -225,6 +252,7 @@ class Select(Node):
     otherwise: "Expr"
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Cast(Node):
     """BOOL to INT (0 or 1) or INT to FLOAT."""
@@ -422,6 +450,7 @@ class Claim:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+@_hash_once
 @dataclass(frozen=True)
 class MaskSpec:
     """What one mask means.
@@ -466,6 +495,7 @@ class MaskSpec:
         return "\n".join(lines)
 
 
+@_hash_once
 @dataclass(frozen=True)
 class Sizes:
     """The sizes and scalars of one call, all resolved; hashable, so that plans can be cached by it.

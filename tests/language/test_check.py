@@ -1,5 +1,6 @@
 """What a checked mask says: names resolved, functions and masks inlined, dims and facts of inputs, claims."""
 
+import pickle
 import subprocess
 import sys
 import time
@@ -352,6 +353,17 @@ mask m{i}(radius: int = {i}, stride: int = 8):
         assert not [d for d in diagnose(source) if d.severity == "error"]
         times.append(time.perf_counter() - start)
     assert min(times) < 0.25  # 0.05 s on an idle machine
+
+
+def test_specs_are_keys_of_caches() -> None:
+    text = "mask m(n: int = 3):\n    keep (q - k) % n == 0 and k <= q\n"
+    first, second = load(text), load(text)
+    assert first == second
+    assert hash(first) == hash(second) == hash(first)
+    assert len({first, second, load(text.replace("n: int", "n: float").replace("% n", "* n"))}) == 2
+    code = "import sys, pickle; from maskc.check import load\n"
+    code += f"assert {{load({text!r})}} == {{pickle.load(sys.stdin.buffer)}}"
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(first), check=True)
 
 
 def test_importing_the_checker_is_light() -> None:
