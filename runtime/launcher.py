@@ -6,10 +6,11 @@ part of it; `compile_keys` lists the keys so far.
 """
 
 import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,12 +46,13 @@ def compile_keys() -> tuple[CompileKey, ...]:
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
-    source, module = _kernels(call)
+    _check_device(call)
+    source = emit(call.spec)
+    module = loader.load(source)
     config = _config(call, source, "forward", (call.q, call.k, call.v))
     runs = tables.build(call, _tile(config))
     given = variants.arguments(call, source)
     with _device(call):
-        _note(call, source, "forward", given, config)
         out, lse = module.forward(call.q, call.k, call.v, *runs.by_query, runs.maps, given, call.scale, config)
     return out, lse
 
@@ -59,32 +61,21 @@ def backward(
     call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    source, module = _kernels(call)
-    given = variants.arguments(call, source)
-    if not variants.aligned(d_out):
-        d_out = d_out.contiguous()
-    if d_lse is not None:
-        d_lse = d_lse.to(torch.float32).contiguous()
+    _check_device(call)
+    source = emit(call.spec)
+    module = loader.load(source)
+    d_out = d_out if variants.aligned(d_out) else d_out.contiguous()
+    d_lse = None if d_lse is None else d_lse.to(torch.float32).contiguous()
     strided = (call.q, call.k, call.v, d_out)
     queries, keys = _config(call, source, "queries", strided), _config(call, source, "keys", strided)
     by_query, by_key = tables.build(call, _tile(queries)), tables.build(call, _tile(keys))
+    given = variants.arguments(call, source)
     with _device(call):
-        _note(call, source, "backward_rows", given, queries)
-        delta, bound = module.backward_rows(out, lse, d_out, d_lse, queries)
+        delta, bound = module.backward_rows(out.contiguous(), lse.contiguous(), d_out, d_lse, queries)
         common = (call.q, call.k, call.v, d_out, delta, bound)
-        _note(call, source, "backward_queries", given, queries)
         d_q = module.backward_queries(*common, *by_query.by_query, by_query.maps, given, call.scale, queries)
-        _note(call, source, "backward_keys", given, keys)
         d_k, d_v = module.backward_keys(*common, *by_key.by_key, by_key.maps, given, call.scale, keys)
     return d_q, d_k, d_v
-
-
-def _kernels(call: Call) -> tuple[KernelSource, ModuleType]:
-    """The kernel file of a call and its module; refuses devices, dtypes and head dims that the kernels do not have."""
-    _check_device(call)
-    variants.dtype_of(call)
-    source = emit(call.spec)
-    return source, loader.load(source)
 
 
 def _check_device(call: Call) -> None:
@@ -92,30 +83,46 @@ def _check_device(call: Call) -> None:
         raise MaskInputError(f"engine 'triton' takes tensors on a GPU; q is on {call.q.device}")
 
 
+_configs: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()
+_CONFIGS = 1024
+"""Launches that are remembered with everything that their configuration follows from."""
+
+
 def _config(call: Call, source: KernelSource, pass_: Pass, strided: tuple[Tensor, ...]) -> dict[str, Any]:
-    target = target_of(call.q.device)
-    chosen = configuration(target, variants.dims_of(call), variants.dtype_of(call), pass_, source.heavy)
-    return variants.config(call, chosen, strided)
+    """The configuration and variant of a pass, from the facts that decide it; a warm call only looks it up."""
+    device, dtype = call.q.device, call.q.dtype
+    facts = tuple((x.shape, x.stride(), x.data_ptr() % 16) for x in strided)
+    tables_ = tuple((name, x.dtype, x.shape, x.stride()) for name, x in call.inputs.items())
+    key = (call.spec, call.sizes, pass_, device, dtype, facts, tables_, torch.backends.cuda.matmul.allow_tf32)
+    if key not in _configs:
+        name, target = variants.dtype_of(call), target_of(device)
+        chosen = configuration(target, variants.dims_of(call), name, pass_, source.heavy)
+        _configs[key] = variants.config(call, chosen, strided)
+        _note(call, source, pass_, name, target, _configs[key])
+        if len(_configs) > _CONFIGS:
+            _configs.popitem(last=False)
+    return _configs[key]
 
 
 def _tile(config: dict[str, Any]) -> tuple[int, int]:
     return config["BLOCK_Q"], config["BLOCK_K"]
 
 
-def _note(call: Call, source: KernelSource, function: str, given: dict[str, Any], config: dict[str, Any]) -> None:
-    """Remembers the compile key of a launch."""
-    inputs = [(name, str(given[name].dtype)) for name in source.inputs]
-    inputs += [(name, "per row") for name in ("q_offset", "k_offset") if isinstance(given[name], Tensor)]
-    dtype, dims = variants.dtype_of(call), variants.dims_of(call)
-    key = CompileKey(
-        _digest(source.text), function, str(target_of(call.q.device)), dtype, dims, tuple(inputs), tuple(config.items())
-    )
-    _keys.setdefault(key)
+_LAUNCHED: dict[Pass, tuple[str, ...]] = {
+    "forward": ("forward",),
+    "queries": ("backward_rows", "backward_queries"),
+    "keys": ("backward_keys",),
+}
 
 
-@lru_cache(maxsize=256)
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _note(call: Call, source: KernelSource, pass_: Pass, dtype: str, target: Target, config: dict[str, Any]) -> None:
+    """Remembers the compile keys of a pass."""
+    inputs = [(name, str(call.inputs[name].dtype)) for name in source.inputs]
+    inputs += [(name, "per row") for name in ("q_offset", "k_offset") if name in call.inputs]
+    text = hashlib.sha256(source.text.encode()).hexdigest()
+    for function in _LAUNCHED[pass_]:
+        dims = variants.dims_of(call)
+        _keys.setdefault(CompileKey(text, function, str(target), dtype, dims, tuple(inputs), tuple(config.items())))
 
 
 @lru_cache(maxsize=64)

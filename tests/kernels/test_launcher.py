@@ -4,6 +4,7 @@ Two stubs: kernels that only note how they are launched (also on meta tensors, w
 driver under Triton's own launch path, which compiles for sm_90 and stops where the binary would go to the device.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ def _without_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "_device", lambda call: nullcontext())
     monkeypatch.setattr(launcher, "target_of", lambda device: SM_90)
     monkeypatch.setattr(launcher, "_keys", {})
+    monkeypatch.setattr(launcher, "_configs", OrderedDict())
 
 
 @dataclass

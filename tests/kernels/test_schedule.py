@@ -65,8 +65,7 @@ def test_the_model_covers_what_the_compiler_takes(entry: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942"])
 @pytest.mark.parametrize("entry", ["forward_kernel", "backward_queries_kernel", "backward_keys_kernel"])
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize(("dtype", "dim"), [("fp16", 16), ("bf16", 128), ("fp32", 64)])
 def test_every_configuration_compiles_and_fits(target: str, entry: str, dim: int, dtype: str) -> None:
     _, real = _compiled_shared(target, entry, dim, dtype)
     assert real <= TARGETS[target].shared
