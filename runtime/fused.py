@@ -9,11 +9,13 @@ of the sizes is 0 (the fused kernel divides by them). A row whose scores are all
 means nothing: the caller knows which rows those are.
 
 The fused kernel's traps, all handled here: it refuses D_qk != D_v (the smaller is padded with zeros); it wants unit
-stride in the last dim; it reads the lse of an empty row in its backward, where -inf would give NaN everywhere (the
-caller passes 0); it knows no gradient of the lse, which goes in as one more column (v 0, out -d_lse, d_out 1); masks
-carry no gradient.
+stride in the last dim; it rounds a scale that is no power of two into the scores in another way backward than forward,
+which the weights of short rows show (the rest of the scale goes into q); it reads the lse of an empty row in its
+backward, where -inf would give NaN everywhere (the caller passes 0); it knows no gradient of the lse, which goes in as
+one more column (v 0, out -d_lse, d_out 1); masks carry no gradient.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -72,8 +74,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> tuple[Tensor, Te
     if not fusible(q, scores):
         return _forward_by_matmul(q, k, v, scores)
     width = max(q.shape[-1], v.shape[-1], 1)
+    factor, scale = _factored(scores.scale, q.dtype)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _padded(q, width), _padded(k, width), _padded(v, width), attn_mask=scores.mask, scale=scores.scale
+        _padded(_times(q, factor), width), _padded(k, width), _padded(v, width), attn_mask=scores.mask, scale=scale
     )
     return out[..., : v.shape[-1]], lse
 
@@ -88,9 +91,10 @@ def backward(
         out = torch.cat([out, -d_lse.unsqueeze(-1).to(out.dtype)], -1)
         d_out = torch.cat([d_out, torch.ones_like(d_lse, dtype=d_out.dtype).unsqueeze(-1)], -1)
     width = max(q.shape[-1], out.shape[-1], 1)
+    factor, scale = _factored(scores.scale, q.dtype)
     d_q, d_k, d_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         _padded(d_out, width),
-        _padded(q, width),
+        _padded(_times(q, factor), width),
         _padded(k, width),
         _padded(v, width),
         _padded(out, width),
@@ -98,9 +102,23 @@ def backward(
         0.0,
         False,
         attn_mask=scores.mask,
-        scale=scores.scale,
+        scale=scale,
     )
-    return d_q[..., : q.shape[-1]], d_k[..., : k.shape[-1]], d_v[..., : v.shape[-1]]
+    return _times(d_q[..., : q.shape[-1]], factor), d_k[..., : k.shape[-1]], d_v[..., : v.shape[-1]]
+
+
+def _factored(scale: float, dtype: torch.dtype) -> tuple[float, float]:
+    """A factor for q and a power of two that make up the scale; 16-bit q would lose digits by the factor and gets
+    none.
+    """
+    mantissa, exponent = math.frexp(scale)
+    if dtype.itemsize == 2 or mantissa == 0:
+        return 1.0, scale
+    return mantissa * 2, math.ldexp(1.0, exponent - 1)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x * factor
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
