@@ -72,7 +72,7 @@ def test_offsets_of_their_own_for_every_batch_row(name):
     cases.assert_tiled_is_right(cases.call_of(name, batch=2, q_len=70, k_len=100, k_offset=keys, given=given))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, -0.3, 1.7, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, -0.3, 1.7])
 def test_any_scale(scale):
     cases.assert_tiled_is_right(cases.call_of("window", q_len=150, scale=scale))
 
