@@ -11,7 +11,9 @@ Second derivatives and forward-mode AD raise: torch would answer the latter with
 
 import importlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, cast
 
 import torch
@@ -105,7 +107,18 @@ def _call(
     entry = _programs[program]
     offsets = {name: given.pop(name) for name in ("q_offset", "k_offset") if name in given}
     call = inputs.assemble(entry.spec, q, k, v, given, scale=entry.scale, memo=entry.memo, **offsets)
-    return call, cast(Engine, importlib.import_module(ENGINES[entry.engine]))
+    return call, _engine(ENGINES[entry.engine])
+
+
+@cache
+def _engine(module: str) -> Engine:
+    return cast(Engine, importlib.import_module(module))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """An autocast region of the caller would send an engine's own float32 arithmetic to 16 bits."""
+    entered = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if entered else nullcontext()
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -113,8 +126,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     call, engine = _call(q, k, v, *arguments)
     if validate:
         inputs.validate(call)
-    # An autocast region of the caller would send an engine's own float32 arithmetic to 16 bits.
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q.device):
         return engine.forward(call)
 
 
@@ -122,7 +134,7 @@ def _backward(
     d_out: Tensor | None, d_lse: Tensor | None, out: Tensor, lse: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     call, engine = _call(*rest)
-    with torch.autocast(out.device.type, enabled=False):
+    with _without_autocast(out.device):
         return engine.backward(call, out, lse, torch.zeros_like(out) if d_out is None else d_out, d_lse)
 
 
@@ -140,7 +152,9 @@ def _fake_backward(
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], rest: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = torch.ops.maskc.forward.default(q, k, v, tensors, *rest)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
@@ -152,10 +166,10 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         if d_out is None and d_lse is None:
-            return (None,) * (4 + len(ctx.rest) + 1)
+            return (None,) * 5
         gradients = torch.ops.maskc.backward.default(d_out, d_lse, out, lse, q, k, v, tensors, *ctx.rest)
         wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-        return (*wanted, *(None,) * (1 + len(ctx.rest) + 1))
+        return (*wanted, None, None)
 
 
 class _Backward(torch.autograd.Function):
@@ -181,7 +195,7 @@ def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *r
             "use torch.autograd, or engine='dense', which is made of torch's own operators"
         )
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out, lse = _Forward.apply(q, k, v, tensors, *rest)  # type: ignore[no-untyped-call]
+        out, lse = _Forward.apply(q, k, v, tensors, rest)  # type: ignore[no-untyped-call]
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = torch.ops.maskc.forward.default(q, k, v, tensors, *rest)
