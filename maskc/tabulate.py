@@ -81,9 +81,14 @@ def boxes(scene: Scene, side: Side, tile: int, index: Array, map_: Array, boxed:
     first = index * tile
     last = scene.xp.clip(first + (tile - 1), 0, max(0, sizes.length(side) - 1))
     for cuts in _needed_cuts(sizes, side, tile) if boxed else ((),):
-        low, high = _cut(scene.xp, sizes, first + offset, last + offset, cuts) if cuts else (first, last)
-        low, high = (low - offset, high - offset) if cuts else (low, high)
-        yield Box(sizes, low, high, offset, low <= high)
+        if not cuts:
+            yield Box(sizes, first, last, offset, first <= last)
+            continue
+        low, high = _cut(scene.xp, sizes, first + offset, last + offset, cuts)
+        valid = low <= high
+        # An empty box stands at the first position, so that whatever is looked up for it lies within its table.
+        low, high = (scene.xp.where(valid, end - offset, 0) for end in (low, high))
+        yield Box(sizes, low, high, offset, valid)
 
 
 def _cut(xp: Any, sizes: Sizes, first: Array, last: Array, cuts: tuple[int, ...]) -> tuple[Array, Array]:
@@ -168,27 +173,29 @@ class Table:
     def classes(self, map_: Array, q: Box, k: Box) -> Array:
         """Class of boxes, uint8: never where the sum over a box is 0, always where it is the box's size."""
         xp = self._scene.xp
-        strides = [math.prod(n + 1 for n in self._extent[i + 1 :]) for i in range(len(self.dims))]
-        base = map_ * math.prod(n + 1 for n in self._extent) if self._maps > 1 else self._scene.full(0)
-        size: Array = self._scene.full(1)
+        base = map_ * math.prod(n + 1 for n in self._extent) if self._maps > 1 else None
         corners: list[tuple[int, Array]] = [(1, base)]
-        for dim, origin, extent, stride in zip(self.dims, self._origin, self._extent, strides, strict=True):
-            low, high = self._ends(dim, q, k)
-            start, stop = (xp.clip(end + origin, 0, extent - 1) for end in (low, high))
-            size = size * (stop + 1 - start)
-            above = [(sign, index + (stop + 1) * stride) for sign, index in corners]
-            corners = above + [(-sign, index + start * stride) for sign, index in corners]
-        count: Array = sum(sign * xp.take(self._sums, index) for sign, index in corners)
+        size: Array = 1
+        for number, dim in enumerate(self.dims):
+            start, stop = self._ends(dim, self._origin[number], q, k)
+            stride = math.prod(n + 1 for n in self._extent[number + 1 :])
+            size = size * (stop - start)
+            above = [(sign, _stepped(index, stop, stride)) for sign, index in corners]
+            corners = above + [(-sign, _stepped(index, start, stride)) for sign, index in corners]
+        count = 0
+        for sign, index in corners:
+            value = xp.take(self._sums, self._scene.full(0) if index is None else index)
+            count = count + value if sign > 0 else count - value
         return cast(xp, count > 0, xp.uint8) + cast(xp, count == size, xp.uint8)
 
-    def _ends(self, dim: Dim, q: Box, k: Box) -> tuple[Array, Array]:
-        """Least and greatest value of a number over boxes."""
+    def _ends(self, dim: Dim, origin: int, q: Box, k: Box) -> tuple[Array, Array]:
+        """Indices of the least value of a number over boxes, and of the one behind the greatest."""
         if dim.side is None:
             (q_low, q_high), (k_low, k_high) = q.ends(dim.axis), k.ends(dim.axis)
-            return q_low - k_high, q_high - k_low
+            return (q_low + origin) - k_high, (q_high + (origin + 1)) - k_low
         low, high = (q if dim.side is Side.Q else k).ends(dim.axis)
         first = dim.first(self._scene.sizes)
-        return (low + first) // dim.divisor, (high + first) // dim.divisor
+        return (low + first) // dim.divisor + origin, (high + first) // dim.divisor + (origin + 1)
 
     def weighed(self, expr: Expr) -> NDArray[np.int64]:
         """How many pairs of the table's own axes the predicate keeps: int64 [maps or 1]; numpy only."""
@@ -200,6 +207,12 @@ class Table:
         unread = {(side, dim.axis) for dim in self.dims for side in Side} - read
         counts: NDArray[np.int64] = kept.astype(np.int64)
         return counts * math.prod(span(sizes, side, axis) for side, axis in unread)
+
+
+def _stepped(index: Array | None, steps: Array, stride: int) -> Array:
+    """An index moved along one dim of a flattened table."""
+    moved = steps * stride if stride > 1 else steps
+    return moved if index is None else index + moved
 
 
 def _weights(dim: Dim, sizes: Sizes) -> NDArray[np.int64]:
