@@ -26,6 +26,7 @@ BYTE_LIMIT = 1 << 20  # bytes of UTF-8
 LATER = {"packed", "mass", "weight", "normalize", "reduce", "output", "rows", "queries", "keys"}
 LATER_NAMES = {"packed", "reduce", "output"}  # those that define the name behind them
 
+_STATEMENT_KINDS = {word.upper() for word in STATEMENTS}
 _CONDITIONS = "write 'A if condition else B', or join conditions with 'and' and 'or'"
 _STATEMENT_HINTS = {
     "if": _CONDITIONS,
@@ -293,8 +294,9 @@ class _Blocks:
         self.found.append(Diagnostic(message, span, hint))
 
     def file(self) -> Iterator[syntax.Mask | syntax.Function | syntax.Let]:
-        """Everything at the margin."""
-        for item in self._block(-1, 0):
+        """Everything at the margin, which lies further in where the whole text does (a text inside a program)."""
+        margin = min((line.indent for line in self.lines), default=0)
+        for item in self._block(-1, margin):
             if isinstance(item, syntax.Mask | syntax.Function | syntax.Let):
                 yield item
             else:
@@ -346,13 +348,12 @@ class _Blocks:
     def _unindented(self, head: _Head, line: Line) -> Iterator[_Item]:
         """The body of a head that was forgotten to be indented."""
         following = self.lines[self.at] if self.at < len(self.lines) else None
-        if following is None or following.words[0].type in ("MASK", "DEF"):
-            self.report(
-                f"'{head.name.text}' has no body", head.span, "indent its lines below it; an empty body is 'pass'"
-            )
+        if following is None or not _may_stand_in(head, following):
+            hint = "indent its lines below it; an empty body is 'pass'"
+            self.report(f"'{head.name.text}' has no body", head.span, hint)
             return
         self.report(f"expected an indented line below '{head.span.text}'", following.words[0].span)
-        while self.at < len(self.lines) and self.lines[self.at].words[0].type not in ("MASK", "DEF"):
+        while self.at < len(self.lines) and _may_stand_in(head, self.lines[self.at]):
             if self.lines[self.at].indent != following.indent:
                 return
             self.at += 1
@@ -395,7 +396,7 @@ class _Blocks:
         first = line.words[0]
         if line.broken:
             return _salvaged(line)
-        if first.type not in {s.upper() for s in STATEMENTS}:
+        if first.type not in _STATEMENT_KINDS:
             self.found.append(_no_statement(line))
             return _salvaged(line)
         try:
@@ -413,6 +414,12 @@ class _Blocks:
             return _read((*line.words, colon))
         except UnexpectedToken:
             return _salvaged(line)
+
+
+def _may_stand_in(head: _Head, line: Line) -> bool:
+    """Whether a line that is not indented may be meant for the body of the head above it."""
+    kind = line.words[0].type
+    return kind in ("LET", "RETURN") if isinstance(head, syntax.Function) else kind not in ("MASK", "DEF")
 
 
 def _read(words: tuple[Word, ...]) -> _Item:

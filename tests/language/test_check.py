@@ -331,6 +331,17 @@ def one(x): return x
     np.testing.assert_array_equal(kept(load(text), 24)[0], np.isin(Q - K, [0, 2]))
 
 
+def test_text_inside_a_program_may_be_indented() -> None:
+    spec = load("""
+        def before(a, b):
+            return a <= b
+
+        mask causal:
+            keep before(k, q)
+    """)
+    np.testing.assert_array_equal(kept(spec, 24)[0], Q >= K)
+
+
 def test_a_file_of_200_lines_is_read_in_a_moment() -> None:
     body = """
 def near{i}(a, b, size, radius):
