@@ -512,6 +512,13 @@ class _Checker(Elaborator):
                 return Dim(DimKind.SEQ, "seq")
             case syntax.Name(text="q" | "k" as name):
                 return Dim(DimKind.EXTENT, name, Length(Type.INT, Side(name), span=node.span))
+            case syntax.Name(text="q_len" | "k_len" as name):
+                side = name[0]
+                hint = f"'{side}' is a dim with one entry per {'query' if side == 'q' else 'key'} of the call"
+                self.warn(
+                    f"entries of a dim '{name}' are counted from position 0, whatever the offset", node.span, hint
+                )
+                return self._extent(node, text, scope, reading)
             case syntax.Name(text=name) if reading.axes is not None and name in reading.axes:
                 return Dim(DimKind.EXTENT, name, AxisSize(Type.INT, name, span=node.span))
             case syntax.Name(text=name) if _is_free(scope.find(name)) and name not in _NOT_FREE:
@@ -662,7 +669,7 @@ class _Checker(Elaborator):
         self.define(parameter.name, bound, inner)
 
 
-_NOT_FREE = {"q_len", "k_len", "heads", "score", "inf"}
+_NOT_FREE = {"score", "inf"}
 
 
 def _is_free(found: Value | None) -> bool:

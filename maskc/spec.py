@@ -367,7 +367,7 @@ def render(expr: Expr) -> str:
         case Score():
             return "score"
         case Read():
-            return f"{expr.input}[{', '.join(map(render, expr.indices))}]"
+            return f"{expr.input}[{', '.join(map(render, expr.indices))}]" if expr.indices else expr.input
         case Unary():
             operand = render(expr.operand)
             if expr.op in (UnaryOp.NEG, UnaryOp.INVERT):

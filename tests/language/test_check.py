@@ -210,7 +210,7 @@ mask routed(block: int = 64, top: int = 8, scale_by: float = 2, on: bool = True)
         "  input scalar: float[]\n"
         "  keep seen[kv_head, q - q_offset, k - k_offset] and (route[batch, head, q // block, 0] == (k // block))\n"
         "  keep near[q, 1] > 0\n"
-        "  score score + ((gate[kv_head] * scalar[]) + (bias[head, 0, q.y] * scale_by))\n"
+        "  score score + ((gate[kv_head] * scalar) + (bias[head, 0, q.y] * scale_by))\n"
         "  claim top > 0 (sizes)\n"
         "  claim k <= q (pairs)"
     )
