@@ -58,7 +58,7 @@ class Scene:
 class Box:
     """Boxes of one side: first and last position counted from 0, the offset to add, and whether they hold any."""
 
-    sizes: Sizes
+    scene: Scene
     first: Array
     last: Array
     offset: Array
@@ -68,8 +68,10 @@ class Box:
         """First and last coordinate along an axis; on the line first and last position, counted from 0."""
         if axis == "":
             return self.first, self.last
-        low, high = self.first + self.offset, self.last + self.offset
-        return coordinate(low, axis, self.sizes), coordinate(high, axis, self.sizes)
+        sizes, clip = self.scene.sizes, self.scene.xp.clip
+        low, high = (coordinate(end + self.offset, axis, sizes) for end in (self.first, self.last))
+        # An offset given as a tensor may point outside of the grid, which nobody can see here: stay within the tables.
+        return clip(low, 0, sizes.axis[axis] - 1), clip(high, 0, sizes.axis[axis] - 1)
 
 
 _HEAD, _BODY, _TAIL = range(3)
@@ -82,13 +84,13 @@ def boxes(scene: Scene, side: Side, tile: int, index: Array, map_: Array, boxed:
     last = scene.xp.clip(first + (tile - 1), 0, max(0, sizes.length(side) - 1))
     for cuts in _needed_cuts(sizes, side, tile) if boxed else ((),):
         if not cuts:
-            yield Box(sizes, first, last, offset, first <= last)
+            yield Box(scene, first, last, offset, first <= last)
             continue
         low, high = _cut(scene.xp, sizes, first + offset, last + offset, cuts)
         valid = low <= high
         # An empty box stands at the first position, so that whatever is looked up for it lies within its table.
         low, high = (scene.xp.where(valid, end - offset, 0) for end in (low, high))
-        yield Box(sizes, low, high, offset, valid)
+        yield Box(scene, low, high, offset, valid)
 
 
 def _cut(xp: Any, sizes: Sizes, first: Array, last: Array, cuts: tuple[int, ...]) -> tuple[Array, Array]:

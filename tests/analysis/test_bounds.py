@@ -282,6 +282,18 @@ def test_offsets_per_batch_row_are_exact_for_differences() -> None:
     np.testing.assert_array_equal(found[:, 0], brute_force(predicate, sizes, (8, 16), inputs))
 
 
+def test_offsets_outside_of_the_grid_read_no_table_out_of_range() -> None:
+    """An offset given as a tensor cannot be checked on a device; its tiles are wrong, but nothing else breaks."""
+    axes = (("y", 4), ("x", 5))
+    sizes = Sizes(8, 20, batch=2, q_offset=None, axes=axes)
+    predicate = per_axis(RULES["clamped window"], axes)
+    good = {"q_offset": np.array([0, 12])}
+    found = tile_classes(predicate, sizes, (4, 4), good)
+    np.testing.assert_array_equal(found[:, 0], brute_force(predicate, sizes, (4, 4), good))
+    bad = tile_classes(predicate, sizes, (4, 4), {"q_offset": np.array([0, 10**6])})
+    np.testing.assert_array_equal(bad[0], found[0])
+
+
 def test_a_table_of_blocks_gives_the_list_of_tiles() -> None:
     """`layout[q // 16, k // 16]`: a block mask given as a tensor."""
     layout = np.random.default_rng(5).random((8, 8)) < 0.3
