@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from maskc.runtime.verify import Outcome
 
 MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, that are compared with the definition: about 3 GB
+LONG_CHECK = 2**26  # pairs whose claims take seconds
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT or SIGPIPE ended
 PIPE_CLOSED = 141
 
@@ -233,6 +234,9 @@ def _is_right(text: str, chosen: argparse.Namespace) -> bool:
 def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
     """Raises `MaskError` with a witness for every claim that fails at the sizes given."""
     sizes = options.call_sizes(spec, chosen)
+    pairs = sizes.q_len * sizes.k_len
+    if pairs > LONG_CHECK and any(claim.over_pairs for claim in spec.claims):
+        _progress(f"looking at {pairs:,} pairs for one that breaks a claim of {spec.name}")
     broken = reference.refute(spec, sizes, options.call_inputs(spec, sizes, chosen))
     if broken:
         raise MaskError([Diagnostic(str(witness), witness.claim.expr.span) for witness in broken])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from maskc import cli
+
 Maskc = Callable[..., tuple[int, str, str]]
 
 MISTAKE = """\
@@ -54,6 +56,13 @@ def test_claims_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
         "  3 |     claim k <= q\n"
         "    |           ^^^^^^\n"
     )
+
+
+def test_long_checks_say_so(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "LONG_CHECK", 24)
+    Path("claims.mask").write_text("mask claims:\n    keep k < q\n    claim k <= q\n")
+    said = "looking at 25 pairs for one that breaks a claim of claims ...\n"
+    assert maskc("check", "claims.mask", "--seq", "5") == (0, "claims.mask: ok\n", said)
 
 
 def test_preconditions_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
