@@ -10,6 +10,7 @@ import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -52,15 +53,20 @@ class SizesMemo:
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
         self._known: OrderedDict[Hashable, Sizes] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], Sizes]) -> Sizes:
         """The sizes of the key, made on first use."""
-        if key not in self._known:
-            self._known[key] = make()
+        with self._lock:
+            found = self._known.get(key)
+        if found is None:
+            found = make()
+        with self._lock:
+            self._known[key] = found
+            self._known.move_to_end(key)
             if len(self._known) > self._capacity:
                 self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return found
 
 
 def prepare(

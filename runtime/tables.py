@@ -8,6 +8,7 @@ may be used again.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -62,18 +63,22 @@ class HostPlan:
 
 
 _plans: OrderedDict[Hashable, HostPlan] = OrderedDict()
+_lock = Lock()
 
 
 def plan_of(call: Call, tile: tuple[int, int]) -> HostPlan:
     """The plan of a call on the host."""
     # By identity of the spec, whose hash would walk all of it; the entry keeps the spec alive.
     key = (id(call.spec), call.sizes, tile)
-    found = _plans.get(key)
+    with _lock:
+        found = _plans.get(key)
     if found is None or not found.serves(call):
-        found = _plans[key] = _made(call, tile)
+        found = _made(call, tile)
+    with _lock:
+        _plans[key] = found
+        _plans.move_to_end(key)
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
-    _plans.move_to_end(key)
     return found
 
 

@@ -1,5 +1,4 @@
-"""The `tiled` engine: a block plan run batch by batch through torch's fused attention, forward and backward, on any
-device.
+"""The `tiled` engine: a plan run batch by batch through torch's fused attention, forward and backward, on any device.
 
 It is the default on the CPU. Memory is O(N x tile): nothing of the size of all pairs is made, and what a batch gathers,
 masks or adds up is bounded in bytes. The masks of tiles that are shifted copies of each other are made once. Results
@@ -11,7 +10,7 @@ zero gradients.
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -92,9 +91,7 @@ def _nothing(call: Call) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Upstream:
-    """What a backward reads besides q, k and v: contiguous tensors with one entry per query head; lse 0 for empty
-    rows.
-    """
+    """What a backward reads besides q, k and v: contiguous, one entry per query head; lse is 0 for empty rows."""
 
     out: Tensor
     lse: Tensor
@@ -164,6 +161,7 @@ class _Work:
 
     call: Call
     host: HostPlan
+    _whole: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, call: Call) -> "_Work":
@@ -220,6 +218,14 @@ class _Work:
             lambda: batches(plan, plan.parts[number], lanes.map_, count, plain=plain),
         )
 
+    def whole_keys(self, lanes: _Lanes) -> tuple[Tensor, Tensor]:
+        """K and V of some lanes, as long as whole key tiles."""
+        if lanes.first not in self._whole:
+            missing = -self.call.sizes.k_len % TILE[1]
+            k, v = lanes.keys(self.call.k), lanes.keys(self.call.v)
+            self._whole[lanes.first] = (pad(k, (0, 0, 0, missing)), pad(v, (0, 0, 0, missing))) if missing else (k, v)
+        return self._whole[lanes.first]
+
     @cached_property
     def complete(self) -> bool:
         """Whether every query is in one batch only."""
@@ -246,8 +252,8 @@ class _Share:
 
     def forward(self, out: Tensor, lse: Tensor) -> None:
         """Write or merge this share into the output and lse of the call."""
-        call, batch = self.work.call, self.batch
-        q, k, v, out, lse = self._queries(call.q), *self._keys(call.k, call.v), self._queries(out), self._queries(lse)
+        call, batch, queries = self.work.call, self.batch, self.lanes.queries
+        q, k, v, out, lse = queries(call.q), *self._keys(), queries(out), queries(lse)
         for lanes, tiles in self._pieces(copies=batch.k_tiles is not None):
             scores, dead = self._scores(lanes, tiles)
             found, statistics = fused.forward(
@@ -262,8 +268,8 @@ class _Share:
 
     def backward(self, upstream: _Upstream, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> None:
         """Add this share's gradients to those of the call; d_k and d_v are as long as whole key tiles."""
-        call, batch, queries = self.work.call, self.batch, self._queries
-        q, k, v = queries(call.q), *self._keys(call.k, call.v)
+        call, batch, queries = self.work.call, self.batch, self.lanes.queries
+        q, k, v = queries(call.q), *self._keys()
         out, lse, d_out = queries(upstream.out), queries(upstream.lse), queries(upstream.d_out)
         d_lse = None if upstream.d_lse is None else queries(upstream.d_lse)
         d_q, d_k, d_v = queries(d_q), self.lanes.keys(d_k), self.lanes.keys(d_v)
@@ -285,14 +291,11 @@ class _Share:
 
     # Views of the lanes and tiles of this share.
 
-    def _queries(self, x: Tensor) -> Tensor:
-        return self.lanes.queries(x)
-
-    def _keys(self, *many: Tensor) -> tuple[Tensor, ...]:
+    def _keys(self) -> tuple[Tensor, Tensor]:
         """Lanes of K and V; as long as whole key tiles where they are gathered."""
-        missing = -self.work.call.sizes.k_len % TILE[1] if self.batch.k_tiles is not None else 0
-        found = (self.lanes.keys(x) for x in many)
-        return tuple(pad(x, (0, 0, 0, missing)) if missing else x for x in found)
+        if self.batch.k_tiles is not None:
+            return self.work.whole_keys(self.lanes)
+        return self.lanes.keys(self.work.call.k), self.lanes.keys(self.work.call.v)
 
     def _q(self, x: Tensor, lanes: slice, tiles: range) -> Tensor:
         """Query tiles of some lanes, [lanes, tiles, queries, ...]: a view, or a copy where they are gathered."""
