@@ -360,10 +360,10 @@ mask m{i}(radius: int = {i}, stride: int = 8):
     diagnose(source)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         assert not [d for d in diagnose(source) if d.severity == "error"]
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.25  # 0.05 s on an idle machine
+        times.append(time.process_time() - start)
+    assert min(times) < 0.1
 
 
 def test_specs_are_keys_of_caches() -> None:
