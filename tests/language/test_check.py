@@ -363,7 +363,7 @@ mask m{i}(radius: int = {i}, stride: int = 8):
         start = time.process_time()
         assert not [d for d in diagnose(source) if d.severity == "error"]
         times.append(time.process_time() - start)
-    assert min(times) < 0.1
+    assert min(times) < 0.15  # of processor time; 0.05 s on an idle machine
 
 
 def test_specs_are_keys_of_caches() -> None:
