@@ -1,6 +1,5 @@
 """Generated kernels under Triton's interpreter against dense attention in float64, by the one tolerance."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,12 +89,6 @@ CASES = (
     Case("padded pairs overflow", "score += exp(3.0 * (k - 60))\nkeep k < 62", lengths=(70, 70)),
     Case("score of padded pairs", "score = score / (70 - k)", lengths=(70, 70)),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _helper() -> Iterator[None]:
-    yield
-    interpreter.stop()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

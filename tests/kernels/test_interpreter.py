@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,12 +13,6 @@ from maskc.diagnostics import MaskError, MaskUnsupportedError
 from maskc.runtime import cache, helper, interpreter, loader
 
 CASE = Case("small", "keep k <= q", lengths=(9, 9))
-
-
-@pytest.fixture(autouse=True)
-def _ended() -> Iterator[None]:
-    yield
-    interpreter.stop()
 
 
 def test_one_helper_serves_all_calls() -> None:
