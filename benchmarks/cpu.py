@@ -10,7 +10,6 @@ machine meets all of them alike; medians are reported. Before anything is timed 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,7 @@ HEADS, DIM, WINDOW = 8, 64, 256
 MASK = "mask sliding_window(window: int = 256):\n    keep 0 <= q - k < window\n"
 MEMORY_LENGTH, MEMORY_WINDOW, MEMORY_LIMIT = 65536, 512, 200.0
 MASKED_LIMIT = 8192
-"""Longest sequence at which the N x N candidates run forward and backward."""
+"""Longest sequence at which candidates run that compute all pairs with a mask, or backward."""
 
 TARGETS = {
     ("forward", 4096, "flex"): 0.9,
@@ -111,9 +110,11 @@ def measure(length: int, rounds: int) -> list[Row]:
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     both: dict[str, Callable[[], Any]] = {
         "maskc": lambda: torch.autograd.grad(attention(*leaves), leaves, d_out),
-        "causal": lambda: torch.autograd.grad(scaled_dot_product_attention(*leaves, is_causal=True), leaves, d_out),
     }
     if length <= MASKED_LIMIT:
+        both["causal"] = lambda: torch.autograd.grad(
+            scaled_dot_product_attention(*leaves, is_causal=True), leaves, d_out
+        )
         both["masked"] = lambda: torch.autograd.grad(
             scaled_dot_product_attention(*leaves, attn_mask=mask), leaves, d_out
         )
@@ -122,12 +123,13 @@ def measure(length: int, rounds: int) -> list[Row]:
     return found + rows("forward+backward", length, timed(both, max(3, rounds // 3)))
 
 
-def resident_kb() -> int:
-    """Memory that this process holds now; on Linux only, elsewhere the most it ever held."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+def status_mb(entry: str) -> float:
+    """VmRSS (held now) or VmHWM (the most ever held) of this process, as Linux tells it.
+
+    Not ru_maxrss: a child process inherits that of the one which started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 1024
 
 
 def peak_extra_memory() -> float:
@@ -136,14 +138,13 @@ def peak_extra_memory() -> float:
     An upper bound: the peak may stem from before, from importing torch.
     """
     attention = maskc.compile_attention(MASK, window=MEMORY_WINDOW)
-    extra = 0.0
+    before = 0.0
     for length in (1024, MEMORY_LENGTH):
         q, k, v = (torch.randn(1, 1, length, DIM, requires_grad=True) for _ in range(3))
         d_out = torch.randn(1, 1, length, DIM)
-        before = resident_kb()
+        before = status_mb("VmRSS")
         torch.autograd.grad(attention(q, k, v), (q, k, v), d_out)
-        extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return extra
+    return status_mb("VmHWM") - before
 
 
 def memory_in_own_process() -> float:

@@ -34,7 +34,7 @@ from maskc.spec import Expr, Side, Type, children, walk
 
 _MASK_ENTRIES = 1 << 20  # pairs whose predicate is evaluated at once
 _SCORE_ENTRIES = 1 << 19  # scores that the matmul path holds at once
-_COPIED_BYTES = 1 << 23  # of gathered keys and values, or of their gradients, at once
+_COPIED_BYTES = 1 << 24  # of gathered keys and values, or of their gradients, at once
 
 T = TypeVar("T")
 
