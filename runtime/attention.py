@@ -155,12 +155,20 @@ class Attention:
         )
         return found, tables
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Numbers of programs hold in one process only.
+        return _rebuilt, (self.spec, self.engine, self.scale, self.given)
+
     def __str__(self) -> str:
         return str(self.spec)
 
     def __repr__(self) -> str:
         settled = "".join(f", {name}={value!r}" for name, value in self.given.items())
         return f"<attention {self.spec.name}, engine={self.engine}{settled}>"
+
+
+def _rebuilt(spec: MaskSpec, engine: str, scale: float | None, given: Mapping[str, Scalar]) -> Attention:
+    return Attention(spec, engine=engine, scale=scale, given=given)
 
 
 def _under_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """The callable that compile_attention returns, besides the call itself."""
 
+import copy
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -103,6 +105,21 @@ def test_runs_without_triton():
     )
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "torch.Size([1, 1, 5, 4])"
+
+
+def test_goes_to_another_process(tmp_path):
+    attention = maskc.compile_attention(cases.SPECS["window"], window=3, scale=0.5)
+    (tmp_path / "attention").write_bytes(pickle.dumps(attention))
+    program = (
+        "import pickle, pathlib, sys, torch; a = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes()); "
+        "x = torch.arange(20.0).view(1, 1, 5, 4); print(repr(a), a(x, x, x)[0, 0, 4].tolist())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "attention")]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    x = torch.arange(20.0).view(1, 1, 5, 4)
+    assert found.stdout.strip() == f"{attention!r} {attention(x, x, x)[0, 0, 4].tolist()}"
+    copied = copy.deepcopy(attention)
+    assert torch.equal(copied(x, x, x), attention(x, x, x))
 
 
 @pytest.mark.slow
