@@ -1,6 +1,6 @@
 """maskc compiles an attention pattern, written as text, to a specialised and differentiable attention kernel.
 
-`maskc.compile_attention` is the way in. Importing this package loads neither torch, triton nor sympy: what needs them
+`maskc.compile_attention` is the way in. Importing this package loads neither torch nor triton: what needs them
 is imported when it is first used.
 """
 

@@ -52,7 +52,7 @@ TABLE: dict[str, set[str]] = {
     "maskc.tabulate": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "numpy"},
     "maskc.bounds": {
         *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "maskc.tabulate"),
-        *("numpy", "sympy"),
+        "numpy",
     },
     "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.bounds", "numpy"},
     "maskc.explain": {
