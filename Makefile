@@ -24,7 +24,7 @@ help:
 	@echo 'make test-all   every test, the slow ones too'
 	@echo 'make lint       formatting and style'
 	@echo 'make types      strict type check of the whole package'
-	@echo 'make format     let the formatter and the safe fixes of the linter change the files'
+	@echo 'make format     let the formatters and the safe fixes of the linter change the files'
 	@echo 'make clean      remove .venv, caches and build outputs'
 
 venv: $(READY)
@@ -57,10 +57,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/maskc check examples/*.mask >/dev/null
+	$(BIN)/maskc fmt --check maskc/library.mask examples/*.mask tests/examples/gallery/*.mask
 
 format: $(READY)
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/maskc fmt maskc/library.mask examples/*.mask tests/examples/gallery/*.mask
 
 types: $(READY)
 	$(BIN)/python .ci/check_types.py

@@ -18,6 +18,7 @@ from maskc import typed
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
 from maskc.elaborate import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, Elaborator, LimitError
 from maskc.grammar import syntax
+from maskc.grammar.format import expression_text
 from maskc.grammar.parser import BYTE_LIMIT, recover
 from maskc.lint import lint
 from maskc.scope import (
@@ -114,6 +115,11 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MaskError([Diagnostic(f"cannot read '{name}': {reason}", hint=_near_file(name))]) from None
+    return source_of(name, data)
+
+
+def source_of(name: str, data: bytes) -> Source:
+    """Bytes as text, under a name for reports. Raises MaskError where they are too long or not UTF-8."""
     if len(data) > BYTE_LIMIT:
         raise MaskError(f"'{name}' is larger than 1 MiB; a spec is a few lines")
     try:
@@ -501,7 +507,7 @@ class _Checker(Elaborator):
 
     def _dim(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Dim | None:
         """One dim of an input, or what stands behind `of`."""
-        text = " ".join(node.span.text.split())
+        text = expression_text(node.span)
         match node:
             case syntax.Name(text=name) if name in _COUNTS:
                 return Dim(DimKind(name), name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import maskc
 from maskc import options, reference
-from maskc.check import check, diagnose, load, load_source, path_and_mask, read_source
+from maskc.check import check, diagnose, load, load_source, path_and_mask, read_source, source_of
 from maskc.codegen.source import emit
 from maskc.compiler import compile_attention
 from maskc.diagnostics import Diagnostic, MaskError
@@ -31,7 +31,8 @@ from maskc.explain import (
     tile_totals,
     title,
 )
-from maskc.grammar.parser import parse
+from maskc.grammar.format import formatted, replace_file
+from maskc.grammar.parser import BYTE_LIMIT, parse
 from maskc.options import UsageError
 from maskc.picture import picture, shades_for
 from maskc.spec import MaskSpec
@@ -104,6 +105,10 @@ def command_line() -> argparse.ArgumentParser:
     command = _command(commands, "check", check_command, "find the mistakes of specs; with sizes, refute claims too")
     _specs_argument(command)
     _call_options(command)
+
+    command = _command(commands, "fmt", fmt_command, "give specs their canonical layout")
+    command.add_argument("paths", nargs="+", metavar="SPEC", help="file.mask, changed in place; - for stdin to stdout")
+    command.add_argument("--check", action="store_true", help="change nothing; say what would change, and exit 1 then")
 
     command = _command(commands, "show", show_command, "draw the block map")
     _spec_argument(command)
@@ -240,6 +245,46 @@ def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
     broken = reference.refute(spec, sizes, options.call_inputs(spec, sizes, chosen))
     if broken:
         raise MaskError([Diagnostic(str(witness), witness.claim.expr.span) for witness in broken])
+
+
+def fmt_command(chosen: argparse.Namespace) -> int:
+    """The canonical layout of every file; a line per file that changes to stdout, diagnoses to stderr."""
+    if "-" in chosen.paths:
+        if len(chosen.paths) > 1:
+            raise UsageError("'-' is stdin and stands alone")
+        return _format_stdin(chosen.check)
+    return 1 if sum(not _is_formatted(path, chosen.check) for path in chosen.paths) else 0
+
+
+def _is_formatted(path: str, check_only: bool) -> bool:
+    """Whether a file has its canonical layout, or has it now."""
+    try:
+        source = read_source(path)
+        text = formatted(source)
+        if text == source.text:
+            return True
+        if not check_only:
+            replace_file(path, text)
+    except MaskError as error:
+        print(error, file=sys.stderr)
+        return False
+    except OSError as error:
+        print(f"cannot write '{path}': {error.strerror or error}", file=sys.stderr)
+        return False
+    print(f"{path}: {'would change' if check_only else 'formatted'}")
+    return not check_only
+
+
+def _format_stdin(check_only: bool) -> int:
+    source = source_of("<stdin>", sys.stdin.buffer.read(BYTE_LIMIT + 1))
+    text = formatted(source)
+    if not check_only:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8"))  # whatever encoding the terminal has: it is a file's text
+        return 0
+    if text != source.text:
+        print("<stdin>: would change")
+    return int(text != source.text)
 
 
 def show_command(chosen: argparse.Namespace) -> int:
