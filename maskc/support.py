@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from maskc.evaluate import constants
+from maskc.shift import along, growth
 from maskc.spec import (
-    COMPARISONS,
     Binary,
     BinaryOp,
     Coordinate,
@@ -23,12 +23,9 @@ from maskc.spec import (
     Offset,
     Position,
     Read,
-    Select,
     Side,
     Sizes,
     Type,
-    Unary,
-    UnaryOp,
     children,
     rebuild,
     walk,
@@ -165,79 +162,13 @@ def numbers(expr: Expr, sizes: Sizes) -> tuple[Dim, ...] | None:
     dims: list[Dim] = []
     for axis in axes:
         both = all((side, axis) in places for side in Side)
-        if both and slope(expr, axis) == 0:
+        if both and growth(expr, along(axis)) == 0:
             dims.append(Dim(None, axis))
         elif axis == "" and (sizes.q_offset is None or sizes.k_offset is None):
             return None  # which blocks the positions fall into is not known here
         else:
             dims += [Dim(side, axis, _divisor(expr, leaf(side, axis))) for side in Side if (side, axis) in places]
     return tuple(dims)
-
-
-def slope(expr: Expr, axis: str) -> int | None:
-    """By how much an expression grows when query and key both move by 1 along an axis; None if that is not constant.
-
-    Slope 0 says that the expression is a function of the difference. axis "" is the line.
-    """
-    match expr:
-        case Position():
-            return 1 if axis == "" else 0
-        case Coordinate():
-            return 1 if axis == expr.axis else 0
-        case Binary():
-            return _binary_slope(expr, axis)
-        case Unary(op=UnaryOp.NEG):
-            inner = slope(expr.operand, axis)
-            return None if inner is None else -inner
-        case Select():
-            condition, then, otherwise = (slope(child, axis) for child in children(expr))
-            return then if condition == 0 and then == otherwise else None
-        case _:
-            return 0 if all(slope(child, axis) == 0 for child in children(expr)) else None
-
-
-def _binary_slope(expr: Binary, axis: str) -> int | None:
-    a, b = slope(expr.left, axis), slope(expr.right, axis)
-    if a == 0 and b == 0:
-        return 0
-    if expr.op in (BinaryOp.EQ, BinaryOp.NE) and _congruent(expr, axis):
-        return 0
-    if a is None or b is None or expr.left.type is not Type.INT:
-        return None
-    match expr.op:
-        case BinaryOp.ADD:
-            return a + b
-        case BinaryOp.SUB:
-            return a - b
-        case BinaryOp.MIN | BinaryOp.MAX:
-            return a if a == b else None
-        case BinaryOp.MUL if isinstance(expr.left, Literal):
-            return int(expr.left.value) * b
-        case BinaryOp.MUL if isinstance(expr.right, Literal):
-            return int(expr.right.value) * a
-        case BinaryOp.FLOORDIV if isinstance(expr.right, Literal) and _divides(expr.right, a):
-            return a // int(expr.right.value)
-        case BinaryOp.MOD if _divides(expr.right, a):
-            return 0
-        case _ if expr.op in COMPARISONS:
-            return 0 if a == b else None
-        case _:
-            return None
-
-
-def _divides(divisor: Expr, number: int) -> bool:
-    return isinstance(divisor, Literal) and divisor.value != 0 and number % int(divisor.value) == 0
-
-
-def _congruent(expr: Binary, axis: str) -> bool:
-    """a % m == b % m with a constant m says that m divides a - b."""
-    left, right = expr.left, expr.right
-    if not (isinstance(left, Binary) and isinstance(right, Binary) and left.op is right.op is BinaryOp.MOD):
-        return False
-    if not (isinstance(left.right, Literal) and left.right == right.right and left.type is Type.INT):
-        return False
-    a = slope(left.left, axis)
-    return a is not None and a == slope(right.left, axis)
 
 
 def _divisor(expr: Expr, place: Expr) -> int:

@@ -27,9 +27,9 @@ from maskc.runtime import fused, tables
 from maskc.runtime.batches import Batch, batches, complete
 from maskc.runtime.fused import Pointwise, Scores
 from maskc.runtime.inputs import Call
-from maskc.runtime.shift import unchanged
 from maskc.runtime.tables import HostPlan
 from maskc.runtime.tiles import TILE, tile_of
+from maskc.shift import by_positions, growth
 from maskc.spec import Expr, Side, Type, children, walk
 
 _MASK_ENTRIES = 1 << 20  # pairs whose predicate is evaluated at once
@@ -394,7 +394,8 @@ class _Share:
         batch, sizes = self.batch, self.work.call.sizes
         if batch.tiles == 1 or batch.q_tiles is not None or batch.k_tiles is not None:
             return False
-        return all(unchanged(e, sizes, batch.q_step) for e in self._mask_expressions)
+        move = by_positions(batch.q_step, sizes)
+        return all(growth(e, move) == 0 for e in self._mask_expressions)
 
     @cached_property
     def _by_lane(self) -> bool:

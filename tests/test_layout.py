@@ -48,7 +48,8 @@ TABLE: dict[str, set[str]] = {
     "maskc.reference": {"maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.derivative": {"maskc.spec"},
     "maskc.interval": {"maskc.spec", "maskc.evaluate", "numpy"},
-    "maskc.support": {"maskc.spec", "maskc.evaluate"},
+    "maskc.shift": {"maskc.spec"},
+    "maskc.support": {"maskc.spec", "maskc.evaluate", "maskc.shift"},
     "maskc.tabulate": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "numpy"},
     "maskc.bounds": {
         *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "maskc.tabulate"),

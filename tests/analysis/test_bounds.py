@@ -17,6 +17,7 @@ from maskc.bounds import Analysis, fits_32_bits, tile_classes, value_range
 from maskc.evaluate import constants
 from maskc.interval import Truth
 from maskc.reference import mask
+from maskc.shift import along, by_positions, growth
 from maskc.spec import (
     SCORE,
     Coordinate,
@@ -38,7 +39,7 @@ from maskc.spec import (
     UnaryOp,
     walk,
 )
-from maskc.support import arrange, slope
+from maskc.support import arrange
 
 torch.set_num_threads(1)
 
@@ -344,7 +345,7 @@ def test_a_long_window_takes_little_time_and_memory(length: int) -> None:
     assert peak < 100e6
 
 
-def test_slopes() -> None:
+def test_growth() -> None:
     y, x = Coordinate(INT, Q, "y"), Coordinate(INT, K, "x")
     five = whole(5)
     cases: list[tuple[Expr, str, int | None]] = [
@@ -369,7 +370,16 @@ def test_slopes() -> None:
         (binary("*", q, k), "", None),
     ]
     for expr, axis, wanted in cases:
-        assert slope(expr, axis) == wanted, str(expr)
+        assert growth(expr, along(axis)) == wanted, str(expr)
+
+
+def test_growth_by_positions_on_a_grid() -> None:
+    sizes = Sizes(60, 60, axes=(("z", 3), ("y", 4), ("x", 5)))
+    steps = {1: (None, None, None), 5: (None, None, 0), 20: (1, 0, 0), 40: (2, 0, 0), 7: (None, None, None)}
+    for step, expected in steps.items():
+        grown = tuple(growth(Coordinate(INT, Q, axis), by_positions(step, sizes)) for axis in "zyx")
+        assert grown == tuple(expected), step
+        assert growth(q, by_positions(step, sizes)) == step
 
 
 def test_ranges_that_hold_in_every_call() -> None:
