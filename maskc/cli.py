@@ -36,6 +36,7 @@ from maskc.grammar.parser import BYTE_LIMIT, parse
 from maskc.options import UsageError
 from maskc.picture import picture, shades_for
 from maskc.spec import MaskSpec
+from maskc.why import Pair, why
 
 if TYPE_CHECKING:
     from maskc.runtime.verify import Outcome
@@ -121,6 +122,15 @@ def command_line() -> argparse.ArgumentParser:
     _call_options(command)
     _engine_options(command)
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = _command(commands, "why", why_command, "say what keeps or drops a pair, and the class of its tile")
+    _spec_argument(command)
+    command.add_argument("q", type=options.count, metavar="Q", help="position of the query")
+    command.add_argument("k", type=options.count, metavar="K", help="position of the key")
+    command.add_argument("--head", type=options.count, default=0, metavar="H", help="which of --heads (default: 0)")
+    command.add_argument("--batch-row", type=options.count, default=0, metavar="B", help="of --batch (default: 0)")
+    _call_options(command)
+    _engine_options(command)
 
     command = _command(commands, "emit", emit_command, "print one stage of the way from text to machine code")
     _spec_argument(command)
@@ -307,6 +317,14 @@ def explain_command(chosen: argparse.Namespace) -> int:
     planned = planned_call(load(chosen.spec), chosen)
     found = explanation(planned)
     print(json.dumps(found, indent=2) if chosen.json else explanation_text(planned, found))
+    return 0
+
+
+def why_command(chosen: argparse.Namespace) -> int:
+    """Whether a pair is kept, the clauses that decide it, and its tile."""
+    planned = planned_call(load(chosen.spec), chosen)
+    answer = why(planned.plan, Pair(chosen.q, chosen.k, chosen.head, chosen.batch_row), planned.inputs)
+    print(f"{title(planned)}\n{answer}")
     return 0
 
 

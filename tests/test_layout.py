@@ -65,6 +65,10 @@ TABLE: dict[str, set[str]] = {
         "maskc.runtime",
         "numpy",
     },
+    "maskc.why": {
+        *("maskc.diagnostics", "maskc.grammar", "maskc.spec"),
+        *("maskc.evaluate", "maskc.interval", "maskc.plan", "numpy"),
+    },
     "maskc.picture": {"maskc.plan", "numpy"},
     "maskc.options": {"maskc.diagnostics", "maskc.spec", "maskc.sizes", "maskc.samples", "numpy"},
     "maskc.samples": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "maskc.sizes", "numpy"},
