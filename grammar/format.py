@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from maskc.diagnostics import Source, Span
+from maskc.diagnostics import MaskError, Source, Span
 from maskc.grammar.lexer import Line, Word, logical_lines
-from maskc.grammar.parser import parse
+from maskc.grammar.parser import BYTE_LIMIT, parse
 
 INDENT = 4
 ALIGNED = 100  # columns of code up to which the comments of neighbouring lines stand below each other
@@ -30,11 +30,13 @@ _ITEMS = {"MASK", "DEF"}  # set apart by an empty line
 def formatted(source: Source) -> str:
     """The canonical text of a source: the same tokens and comments, and itself when it is formatted again.
 
-    Raises MaskError with every mistake in its form.
+    Raises MaskError with every mistake in its form, and where the text would outgrow what can be read.
     """
     plain = parse(source).source  # without a byte order mark, every line ended by a line feed
     lines, _ = logical_lines(plain)
     text = _text(_aligned(list(_Layout(plain, lines).rows())))
+    if len(text.encode("utf-8")) > BYTE_LIMIT:
+        raise MaskError(f"'{source.name}' would be larger than 1 MiB in its layout; a spec is a few lines")
     assert _content(Source(plain.name, text)) == _content(plain), (
         f"the layout of {source.name} would change its meaning"
     )

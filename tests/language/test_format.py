@@ -154,6 +154,11 @@ def test_mistakes_of_form_are_diagnosed() -> None:
     assert len(raised.value.diagnostics) == 2
 
 
+def test_no_layout_outgrows_what_can_be_read() -> None:
+    with pytest.raises(MaskError, match="would be larger than 1 MiB in its layout"):
+        layout("mask a:\n    keep (1\n" + "#\n" * 100_000 + ")\n")
+
+
 def test_a_long_line_does_not_move_what_stands_below_it() -> None:
     text = f"mask a:\n    keep {'q' * 5000}(k,\n{'1,' * 1000}\n1)\n" + "    keep q  #\n" * 1000
     assert len(layout(text)) < 2 * len(text)
@@ -225,7 +230,7 @@ def scrambled(draw: st.DrawFn, text: str, breaks: bool) -> str:
     return result + draw(noise)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_random_specs_keep_their_meaning(data: st.DataObject) -> None:
     text = data.draw(specs())
