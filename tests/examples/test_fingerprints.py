@@ -20,8 +20,7 @@ from maskc.runtime.inputs import prepare
 from maskc.sizes import resolve
 from maskc.spec import MaskSpec, Sizes
 
-HERE = Path(__file__).parent
-EXAMPLES = HERE.parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def spec_of(name: str) -> tuple[Entry, MaskSpec]:
     entry = ENTRIES.get(name, Entry(f"gallery/{system}:{variant}"))
     folder, _, rest = entry.spec.partition("/")
     file, _, mask = rest.partition(":")
-    path = (EXAMPLES if folder == "examples" else HERE / folder) / f"{file}.mask"
+    path = (EXAMPLES if folder == "examples" else EXAMPLES / folder) / f"{file}.mask"
     return entry, load(path, mask or None)
 
 
@@ -226,7 +225,7 @@ def test_every_published_mask_is_covered_or_named_as_missing() -> None:
 
 
 def test_the_leak_of_a_released_kernel_is_refuted_with_a_pair() -> None:
-    spec = load(HERE / "gallery" / "sinklora.mask", "released_leak_claiming_causality")
+    spec = load(EXAMPLES / "gallery" / "sinklora.mask", "released_leak_claiming_causality")
     shifted = np.array([False, False, True, True])
     sizes = resolve(spec, q_len=136, k_len=136, heads=4, kv_heads=4, given={"groups": 4}, offset_given=True)
     (witness,) = reference.refute(spec, sizes, {"shifted": shifted})

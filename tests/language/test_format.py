@@ -18,7 +18,7 @@ from maskc.grammar.parser import parse, recover
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
-    [*ROOT.glob("examples/*.mask"), *ROOT.glob("tests/examples/gallery/*.mask"), ROOT / "maskc" / "library.mask"]
+    [*ROOT.glob("examples/*.mask"), *ROOT.glob("examples/gallery/*.mask"), ROOT / "maskc" / "library.mask"]
 )
 
 UNTIDY = (
