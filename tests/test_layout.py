@@ -22,6 +22,7 @@ TABLE: dict[str, set[str]] = {
     "maskc.diagnostics": set(),
     "maskc.spec": {"maskc.diagnostics"},
     "maskc.grammar": {"maskc.diagnostics", "maskc.grammar", "lark"},
+    "maskc.grammar.highlight": {"maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.words", "pygments"},
     "maskc.words": {"maskc.spec"},
     "maskc.typed": {"maskc.diagnostics", "maskc.spec", "maskc.words"},
     "maskc.lint": {"maskc.diagnostics", "maskc.spec"},
@@ -206,7 +207,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import maskc
 assert maskc.MaskError
-print([m for m in ("torch", "triton", "sympy", "lark", "matplotlib") if m in sys.modules])
+print([m for m in ("torch", "triton", "sympy", "lark", "matplotlib", "pygments") if m in sys.modules])
 maskc.compile_attention
 print([m for m in ("torch", "triton") if m in sys.modules])
 """
