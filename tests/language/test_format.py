@@ -17,9 +17,7 @@ from maskc.grammar.lexer import logical_lines
 from maskc.grammar.parser import parse, recover
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(
-    [*ROOT.glob("examples/*.mask"), *ROOT.glob("examples/gallery/*.mask"), ROOT / "maskc" / "library.mask"]
-)
+FILES = sorted([*ROOT.glob("examples/*.mask"), *ROOT.glob("examples/gallery/*.mask"), ROOT / "maskc" / "library.mask"])
 
 UNTIDY = (
     "\n\n# first  \n\nmask  a( x:int=3 ,y = 2 ,\n  t : bool=True) :  # head\n\n"
