@@ -96,10 +96,7 @@ def forward_kernel(
         <<partial_pair>>
         <<keep>>
         scores = tl.where(keep, <<partial_scores>>, float("-inf"))
-        highest = tl.maximum(row_max, tl.max(scores, 1))
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp2(scores - base[:, None])
-        decay = tl.exp2(row_max - base)
+        <<from_scores>>
         v_tile = tl.load(v_pointers + tile.to(INTEGER) * (BLOCK_K * v_row_stride), mask=k_exists[:, None], other=0.0)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         accumulator = tl.dot(weights.to(v_tile.dtype), v_tile, accumulator * decay[:, None], input_precision=PRECISION)
@@ -174,6 +171,7 @@ def kernel(spec: MaskSpec, symbols: Symbols, names: Names, arguments: Lines, pla
             "partial_pair": [*prepared, *(str(a) for a in partial.pair)],
             "keep": keep,
             "partial_scores": partial_scores,
+            "from_scores": _FROM_SCORES,
             "partial_next": walk_next("partial"),
         },
     )

@@ -7,14 +7,13 @@ rest of the file can still be checked. Names, types and the meaning of statement
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any, cast
 
 from lark import Lark, Token, Transformer, UnexpectedToken
 from lark.lexer import Lexer
 
-from maskc.diagnostics import Diagnostic, MaskError, Source, Span
+from maskc.diagnostics import Diagnostic, MaskError, Source, Span, did_you_mean
 from maskc.grammar import syntax
 from maskc.grammar.lexer import STATEMENTS, Line, Word, logical_lines
 
@@ -473,8 +472,7 @@ def _no_statement(line: Line) -> Diagnostic:
     elif hint is None and second is not None and first.type == "NAME" and second.type == "ASSIGN":
         hint = "only 'score' can be changed"
     elif hint is None:
-        close = get_close_matches(text[:40].lower(), sorted(STATEMENTS), 1)
-        hint = f"did you mean '{close[0]}'?" if close else None
+        hint = did_you_mean(text.lower(), sorted(STATEMENTS))
     shown = text if len(text) <= 40 else text[:37] + "..."
     return Diagnostic(f"'{shown}' does not begin a statement", first.span, hint)
 

@@ -8,14 +8,13 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.resources import files
 from keyword import iskeyword
 from pathlib import Path
 from typing import assert_never
 
 from maskc import typed
-from maskc.diagnostics import Diagnostic, MaskError, Source, Span
+from maskc.diagnostics import Diagnostic, MaskError, Source, Span, did_you_mean
 from maskc.elaborate import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, Elaborator, LimitError
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
@@ -145,9 +144,9 @@ def _near_file(name: str) -> str | None:
         neighbours = [p.name for p in Path(name).parent.iterdir() if p.suffix == ".mask"]
     except (OSError, ValueError):
         neighbours = []
-    close = get_close_matches(os.path.basename(name)[:100], neighbours[:1000], 1)
-    if close:
-        return f"did you mean '{close[0]}'?"
+    near = did_you_mean(os.path.basename(name), neighbours)
+    if near is not None:
+        return near
     if name.lstrip().startswith(("mask ", "def ")):
         return "a text with a line break is read as a spec, any other as a path"
     return None
@@ -159,8 +158,8 @@ def _picked(specs: Sequence[MaskSpec], name: str | None, source: Source) -> Mask
     for spec in specs:
         if spec.name == name:
             return spec
-    close = get_close_matches(name[:60], [s.name for s in specs], 1)
-    hint = f"did you mean '{close[0]}'?" if close else f"its masks are {', '.join(s.name for s in specs)}"
+    names = [s.name for s in specs]
+    hint = did_you_mean(name, names) or f"its masks are {', '.join(names)}"
     raise MaskError([Diagnostic(f"'{source.name}' has no mask '{name}'", hint=hint)])
 
 
@@ -308,8 +307,7 @@ class _Checker(Elaborator):
 
     def _type(self, node: syntax.Name) -> Type | None:
         if node.text not in _TYPES:
-            close = get_close_matches(node.text[:20], list(_TYPES), 1, 0.4)
-            hint = f"did you mean '{close[0]}'?" if close else "types are bool, int and float"
+            hint = did_you_mean(node.text, _TYPES, 0.4) or "types are bool, int and float"
             self.report(f"unknown type '{node.text}'", node.span, hint)
             return None
         return _TYPES[node.text]
@@ -533,11 +531,9 @@ class _Checker(Elaborator):
                 return self._extent(node, text, scope, reading)
 
     def _free(self, node: syntax.Name) -> Dim:
-        close = get_close_matches(node.text[:20], [*_COUNTS, "seq"], 1, 0.8)
-        if close:
-            self.warn(
-                f"'{node.text}' is a size of its own, bound by the tensor", node.span, f"did you mean '{close[0]}'?"
-            )
+        near = did_you_mean(node.text, [*_COUNTS, "seq"], 0.8)
+        if near is not None:
+            self.warn(f"'{node.text}' is a size of its own, bound by the tensor", node.span, near)
         return Dim(DimKind.FREE, node.text)
 
     def _extent(self, node: syntax.Expression, text: str, scope: Scope, reading: Reading) -> Dim | None:

@@ -1,9 +1,11 @@
 """Where a mistake is and how it is said: sources, spans, diagnostics, and the errors that carry them."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 LINE_WIDTH = 160  # of a line that a report repeats; of longer ones it shows the part around the mistake
@@ -93,6 +95,15 @@ def _window(line: str, column: int) -> tuple[str, int]:
     head = "..." if start > 0 else ""
     tail = "..." if start + LINE_WIDTH < len(line) else ""
     return head + shown + tail, len(head) + column - start
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The hint that names the known name nearest to `name`; None where none is near.
+
+    cutoff: likeness that is needed, from 0 to 1. Long names and lists are cut, so that no file makes this slow.
+    """
+    close = get_close_matches(name[:60], list(islice(known, 1000)), 1, cutoff)
+    return f"did you mean '{close[0]}'?" if close else None
 
 
 class MaskError(Exception):

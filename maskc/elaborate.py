@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TypeVarTuple, assert_never
 
 from maskc import typed
-from maskc.diagnostics import Diagnostic, Span
+from maskc.diagnostics import Diagnostic, Span, did_you_mean
 from maskc.grammar import syntax
 from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
 from maskc.spec import (
@@ -397,8 +396,7 @@ class Elaborator(ABC):
             instead = HABITS[name]
             return f"did you mean '{instead}'?" if instead.isidentifier() else f"write '{instead}'"
         known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
-        close = get_close_matches(name[:60], known[:500], 1, 0.6) if len(name) > 1 else []
-        return f"did you mean '{close[0]}'?" if close else None
+        return did_you_mean(name, known) if len(name) > 1 else None
 
     def _file_let(self, let: LetValue, reading: Reading) -> Value:
         """The value of a let at file level in the mask that reads it."""
@@ -457,8 +455,7 @@ class Elaborator(ABC):
             )
             return
         axes = ", ".join(at.coordinates)
-        close = get_close_matches(name[:60], list(at.coordinates), 1)
-        hint = f"did you mean '{close[0]}'?" if close else f"the axes are {axes}"
+        hint = did_you_mean(name, at.coordinates) or f"the axes are {axes}"
         self.report(f"the mask has no axis '{name}'", node.name.span, hint)
 
     # ---- inputs
@@ -639,8 +636,7 @@ class Elaborator(ABC):
             if argument.name is not None:
                 key = argument.name.text
                 if key not in names and key not in also:
-                    close = get_close_matches(key[:60], [*names, *also], 1)
-                    hint = f"did you mean '{close[0]}'?" if close else None
+                    hint = did_you_mean(key, [*names, *also])
                     self.report(f"'{name}' has no parameter '{key}'", argument.name.span, hint)
                     return False
             elif position >= len(names):

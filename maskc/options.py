@@ -7,7 +7,6 @@ What the command line itself gets wrong raises `UsageError` (exit status 2); wha
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.diagnostics import Diagnostic, MaskInputError
+from maskc.diagnostics import Diagnostic, MaskInputError, did_you_mean
 from maskc.samples import draw, id_bound
 from maskc.sizes import check_shapes, resolve
 from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
@@ -116,10 +115,7 @@ def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, Scalar]:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"it has {', '.join(known)}" if known else "it has none"
+    return did_you_mean(name, known) or (f"it has {', '.join(known)}" if known else "it has none")
 
 
 def has_sizes(arguments: Namespace) -> bool:

@@ -9,12 +9,11 @@ import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from maskc.diagnostics import MaskInputError
+from maskc.diagnostics import MaskInputError, did_you_mean
 from maskc.evaluate import Pairs, evaluate
 from maskc.spec import (
     AxisSize,
@@ -233,8 +232,7 @@ def _check_names(spec: MaskSpec, given: Mapping[str, object]) -> None:
     for name in given:
         if name in known:
             continue
-        close = get_close_matches(str(name), known, 1)
-        hint = f"did you mean '{close[0]}'?" if close else _known_names(spec)
+        hint = did_you_mean(str(name), known) or _known_names(spec)
         raise MaskInputError(f"mask '{spec.name}' has no parameter or axis '{name}'; {hint}")
 
 

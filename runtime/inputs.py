@@ -5,7 +5,6 @@ input, what was given and what the spec says. Checks that read data (`of` and `s
 the device.
 """
 
-import difflib
 import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maskc import sizes as sizing
-from maskc.diagnostics import MaskInputError
+from maskc.diagnostics import MaskInputError, did_you_mean
 from maskc.evaluate import Pairs, evaluate
 from maskc.spec import InputSpec, MaskSpec, Scalar, Sizes, Type
 
@@ -193,7 +192,9 @@ def number(spec: MaskSpec, name: str, value: object) -> Scalar:
         raise MaskInputError(f"input '{name}' is a tensor {declaration(spec.input(name))}; it is given at the call")
     if name not in scalars:
         known = scalars | {i.name for i in spec.inputs}
-        raise MaskInputError(f"mask '{spec.name}' has no input, parameter or axis '{name}'{_nearest(name, known)}")
+        near = did_you_mean(name, sorted(known))
+        hint = "" if near is None else f"; {near}"
+        raise MaskInputError(f"mask '{spec.name}' has no input, parameter or axis '{name}'{hint}")
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, numbers.Integral):
@@ -308,11 +309,6 @@ def _scalar_offset(name: str, offset: Offset) -> int | None:
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
         raise MaskInputError(f"{name} is {offset!r}; expected an int, or a tensor of integers, one per batch row")
     return int(offset)
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _shape(x: Tensor) -> str:
