@@ -164,7 +164,7 @@ class _Builder(Transformer[Any, Any]):
 
     def binary(self, children: list[Any]) -> syntax.Binary:
         left, operator, right = children
-        return syntax.Binary(str(operator), left, right, operator.span, span=_covering(left, right))
+        return syntax.Binary(str(operator), left, right, span=_covering(left, right))
 
     def comparator(self, children: list[Any]) -> syntax.Comparator:
         return syntax.Comparator(" ".join(children), span=_covering(children[0], children[-1]))

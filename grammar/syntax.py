@@ -117,12 +117,11 @@ class Unary(Node):
 
 @dataclass(frozen=True)
 class Binary(Node):
-    """`a + b` and the like; `operator_span` is the operator alone."""
+    """`a + b` and the like."""
 
     operator: str
     left: "Expression"
     right: "Expression"
-    operator_span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
