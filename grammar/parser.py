@@ -191,7 +191,7 @@ class _Builder(Transformer[Any, Any]):
     def axes(self, children: list[Any]) -> syntax.Axes:
         axes = tuple(c for c in children if isinstance(c, syntax.Axis))
         border = children[-1].value if isinstance(children[-1], _Border) else None
-        return syntax.Axes(axes, border, span=_covering(children[0], children[-1]))
+        return syntax.Axes(str(children[0]), axes, border, span=_covering(children[0], children[-1]))
 
     def dims(self, children: list[Any]) -> "_Dims":
         return _Dims(_nodes(children), _covering(children[0], children[-1]))
@@ -455,7 +455,7 @@ def _salvaged(line: Line) -> _Item | None:
         case "INPUT":
             return syntax.Input(names[0], None, (), (), span=span)
         case "AXES":
-            return syntax.Axes(tuple(syntax.Axis(n, None, span=n.span) for n in names), None, span=span)
+            return syntax.Axes(str(words[0]), tuple(syntax.Axis(n, None, span=n.span) for n in names), None, span=span)
         case _:
             return syntax.Let(names[0], unreadable, span=span) if words[0] in LATER_NAMES else None
 

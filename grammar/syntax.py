@@ -191,10 +191,18 @@ class Axis(Node):
 
 @dataclass(frozen=True)
 class Axes(Node):
-    """`axes y, x`; `border` where one is given."""
+    """`axes y, x`, `queries y, x` or `keys y, x`; `border` where one is given."""
 
+    word: str
     axes: tuple[Axis, ...]
     border: Expression | None
+
+
+@dataclass(frozen=True)
+class Packed(Node):
+    """`packed name`."""
+
+    name: Name
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,55 @@ class Score(Node):
 
     operator: str | None
     value: Expression
+
+
+@dataclass(frozen=True)
+class Mass(Node):
+    """`mass *= value`; `operator` as in `Score`."""
+
+    operator: str | None
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Normalize(Node):
+    """`normalize softmax`, `normalize none(expression)`."""
+
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Weight(Node):
+    """`weight *= value`; `operator` as in `Score`."""
+
+    operator: str | None
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Slot(Node):
+    """An index of a `reduce` line; `size` where it is given behind a colon."""
+
+    index: Expression
+    size: Expression | None
+
+
+@dataclass(frozen=True)
+class Reduce(Node):
+    """`reduce name[indices] = value`; `output name[indices] = value`."""
+
+    name: Name
+    slots: tuple[Slot, ...]
+    value: Expression
+    output: bool
+
+
+@dataclass(frozen=True)
+class Rows(Node):
+    """`rows expression else default`."""
+
+    value: Expression
+    default: Name
 
 
 @dataclass(frozen=True)
@@ -286,7 +343,23 @@ class Mask(Node):
     readable: bool = True
 
 
-Statement = Axes | Input | Let | Keep | Score | Claim | Pass | Return | Function
+Statement = (
+    Axes
+    | Packed
+    | Input
+    | Let
+    | Keep
+    | Score
+    | Mass
+    | Normalize
+    | Weight
+    | Reduce
+    | Rows
+    | Claim
+    | Pass
+    | Return
+    | Function
+)
 
 
 @dataclass(frozen=True)

@@ -207,11 +207,29 @@ class Parameter(Node):
     name: str
 
 
+@dataclass(frozen=True)
+class FreeSize(Node):
+    """The size of a dim that is a name of its own, bound by the first tensor that has it (INT)."""
+
+    name: str
+
+
 @_hash_once
 @dataclass(frozen=True)
 class Read(Node):
-    """One entry of an input; as many indices as the input has dims, `batch` and `head` filled in. Out of range: 0 or
-    False.
+    """One entry of an input or of a reduction; as many indices as it has dims, `batch` and `head` filled in. Out of
+    range: 0 or False.
+    """
+
+    input: str
+    indices: tuple["Expr", ...]
+
+
+@_hash_once
+@dataclass(frozen=True)
+class Row:
+    """A table with its last dim open: one index fewer than it has dims. A row out of range is empty. No expression
+    itself; `Member`, `Bucket` and `Dot` read it.
     """
 
     input: str
@@ -219,8 +237,51 @@ class Read(Node):
 
 
 @dataclass(frozen=True)
+class Token:
+    """The vector `query` or `key` of the pair, as it was given to the call."""
+
+    side: Side
+
+
+Vector = Row | Token
+
+
+@dataclass(frozen=True)
 class Score(Node):
-    """The score that the pair starts with: scale * (query . key) (FLOAT). Occurs in `MaskSpec.score` only."""
+    """The score that the pair starts with: scale * (query . key) (FLOAT)."""
+
+
+@dataclass(frozen=True)
+class FinalScore(Node):
+    """The score behind all `score` lines (FLOAT). Occurs in the mass, the normaliser, the weight and in reductions that
+    read one of these.
+    """
+
+
+@dataclass(frozen=True)
+class Weight(Node):
+    """The pair's weight as the normaliser gives it (FLOAT). Occurs in `MaskSpec.weight` and in reductions only."""
+
+
+@dataclass(frozen=True)
+class Scale(Node):
+    """The call's `scale`, 1 / sqrt(D_qk) by default (FLOAT)."""
+
+
+@dataclass(frozen=True)
+class Bound(Node):
+    """The index of an enclosing `Fold`; its name is unique among the folds around it (INT)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Kept(Node):
+    """How many kept pairs there are along an index, the others being those of the pair: Side.K, the keys of the query;
+    Side.Q, the queries of the key; Count.HEAD, the query heads that keep the pair (INT). Occurs in claims only.
+    """
+
+    along: Side | Count
 
 
 @_hash_once
@@ -260,6 +321,60 @@ class Cast(Node):
     operand: "Expr"
 
 
+@_hash_once
+@dataclass(frozen=True)
+class Member(Node):
+    """`item in row` of ints (BOOL). Negative entries are padding and match nothing; duplicates count once."""
+
+    item: "Expr"
+    row: Row
+
+
+@_hash_once
+@dataclass(frozen=True)
+class Bucket(Node):
+    """How many entries of an ascending row are <= item; both are ints or both floats (INT)."""
+
+    item: "Expr"
+    row: Row
+
+
+@_hash_once
+@dataclass(frozen=True)
+class Dot(Node):
+    """The inner product of two vectors of one length, unscaled (FLOAT)."""
+
+    left: Vector
+    right: Vector
+
+
+@_hash_once
+@dataclass(frozen=True)
+class Rand(Node):
+    """A multiple of 2**-24 in [0, 1), a published mix of its INT arguments and of nothing else (FLOAT)."""
+
+    arguments: tuple["Expr", ...]
+
+
+class FoldOp(Enum):
+    """How a `Fold` joins its values."""
+
+    ANY = "any"
+    ALL = "all"
+    SUM = "sum"
+
+
+@_hash_once
+@dataclass(frozen=True)
+class Fold(Node):
+    """`any/all/sum(body for index in range(count))`; nothing of positions, tables or scores is in `count`."""
+
+    op: FoldOp
+    index: Bound
+    count: "Expr"
+    body: "Expr"
+
+
 Expr = (
     Literal
     | Position
@@ -270,17 +385,31 @@ Expr = (
     | Index
     | Total
     | Parameter
+    | FreeSize
     | Read
     | Score
+    | FinalScore
+    | Weight
+    | Scale
+    | Bound
+    | Kept
     | Unary
     | Binary
     | Select
     | Cast
+    | Member
+    | Bucket
+    | Dot
+    | Rand
+    | Fold
 )
 
 TRUE = Literal(Type.BOOL, True)
 FALSE = Literal(Type.BOOL, False)
+ONE = Literal(Type.FLOAT, 1.0)
 SCORE = Score(Type.FLOAT)
+FINAL_SCORE = FinalScore(Type.FLOAT)
+WEIGHT = Weight(Type.FLOAT)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -294,6 +423,14 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (expr.condition, expr.then, expr.otherwise)
         case Read():
             return expr.indices
+        case Member() | Bucket():
+            return (expr.item, *expr.row.indices)
+        case Dot():
+            return tuple(i for vector in (expr.left, expr.right) if isinstance(vector, Row) for i in vector.indices)
+        case Rand():
+            return expr.arguments
+        case Fold():
+            return (expr.count, expr.body)
         case _:
             return ()
 
@@ -313,8 +450,23 @@ def rebuild(expr: Expr, change: Callable[[Expr], Expr]) -> Expr:
             return replace(expr, condition=after[0], then=after[1], otherwise=after[2])
         case Read():
             return replace(expr, indices=after)
+        case Member() | Bucket():
+            return replace(expr, item=after[0], row=replace(expr.row, indices=after[1:]))
+        case Dot():
+            rest = iter(after)
+            left, right = (_with_indices(vector, rest) for vector in (expr.left, expr.right))
+            return replace(expr, left=left, right=right)
+        case Rand():
+            return replace(expr, arguments=after)
+        case Fold():
+            return replace(expr, count=after[0], body=after[1])
         case _:
             raise AssertionError("a leaf has no operands that could change")
+
+
+def _with_indices(vector: Vector, indices: Iterator[Expr]) -> Vector:
+    """A vector with its indices taken from the front of others."""
+    return replace(vector, indices=tuple(next(indices) for _ in vector.indices)) if isinstance(vector, Row) else vector
 
 
 def walk(expr: Expr) -> Iterator[Expr]:
@@ -364,10 +516,32 @@ def render(expr: Expr) -> str:
             return {Count.BATCH: "batches", Count.HEAD: "heads", Count.KV_HEAD: "kv_heads"}[expr.count]
         case Parameter():
             return expr.name
+        case FreeSize():
+            return expr.name
         case Score():
             return "score"
+        case FinalScore():
+            return "final_score"
+        case Weight():
+            return "weight"
+        case Scale():
+            return "scale"
+        case Bound():
+            return expr.name
+        case Kept():
+            return f"count({expr.along.value})"
         case Read():
-            return f"{expr.input}[{', '.join(map(render, expr.indices))}]" if expr.indices else expr.input
+            return _entry(expr.input, expr.indices)
+        case Member():
+            return f"{_bracketed(expr.item)} in {_vector(expr.row)}"
+        case Bucket():
+            return f"bucket({render(expr.item)}, {_vector(expr.row)})"
+        case Dot():
+            return f"dot({_vector(expr.left)}, {_vector(expr.right)})"
+        case Rand():
+            return f"rand({', '.join(map(render, expr.arguments))})"
+        case Fold():
+            return f"{expr.op.value}({render(expr.body)} for {expr.index.name} in range({render(expr.count)}))"
         case Unary():
             operand = render(expr.operand)
             if expr.op in (UnaryOp.NEG, UnaryOp.INVERT):
@@ -385,12 +559,26 @@ def render(expr: Expr) -> str:
             return f"{expr.type.value}({render(expr.operand)})"
 
 
+def _entry(table: str, indices: tuple[Expr, ...]) -> str:
+    return f"{table}[{', '.join(map(render, indices))}]" if indices else table
+
+
+def _vector(vector: Vector) -> str:
+    if isinstance(vector, Row):
+        return _entry(vector.input, vector.indices)
+    return "query" if vector.side is Side.Q else "key"
+
+
 _INFIX = frozenset(BinaryOp) - {BinaryOp.MIN, BinaryOp.MAX, BinaryOp.TRUNCDIV, BinaryOp.TRUNCMOD}
 _PREFIX = frozenset({UnaryOp.NEG, UnaryOp.INVERT, UnaryOp.NOT})
 
 
 def _bracketed(expr: Expr) -> str:
-    operation = (isinstance(expr, Binary) and expr.op in _INFIX) or (isinstance(expr, Unary) and expr.op in _PREFIX)
+    operation = (
+        isinstance(expr, Member)
+        or (isinstance(expr, Binary) and expr.op in _INFIX)
+        or (isinstance(expr, Unary) and expr.op in _PREFIX)
+    )
     return f"({render(expr)})" if operation else render(expr)
 
 
@@ -426,9 +614,28 @@ class Dim:
 
 
 @dataclass(frozen=True)
+class Values:
+    """The contents of a table that the spec itself holds: a literal, or a `constant` input given at compile time."""
+
+    shape: tuple[int, ...]
+    entries: tuple[Scalar, ...]  # row-major
+
+
+@dataclass(frozen=True)
+class PrefixSum:
+    """`cumsum`: inclusive sums of another table along one of its dims."""
+
+    table: str
+    dim: int
+
+
+@_hash_once
+@dataclass(frozen=True)
 class InputSpec:
-    """A tensor given at call time. `below`: the promise `of`, entries lie in [0, below) or are -1. `sorted`: ascending
-    along the last dim.
+    """A table: a tensor given at call time, unless `source` says where its contents come from.
+
+    below: the promise `of`, entries lie in [0, below) or are -1. sorted: ascending along the last dim. constant: given
+    at compile time, after which `source` holds its contents. learned: gets a gradient.
     """
 
     name: str
@@ -436,6 +643,9 @@ class InputSpec:
     dims: tuple[Dim, ...]
     below: Expr | None = None
     sorted: bool = False
+    constant: bool = False
+    learned: bool = False
+    source: Values | PrefixSum | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -450,14 +660,116 @@ class Claim:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A run of positions on a line: a row-major grid of `axes`, or without axes `size` tokens. `name` is None where the
+    whole line is one grid.
+    """
+
+    name: str | None
+    axes: tuple[str, ...] = ()
+    size: Expr | None = None
+
+    @property
+    def tokens(self) -> Expr:
+        """How many positions it has."""
+        if self.size is not None:
+            return self.size
+        product: Expr = AxisSize(Type.INT, self.axes[0])
+        for axis in self.axes[1:]:
+            product = Binary(Type.INT, BinaryOp.MUL, product, AxisSize(Type.INT, axis))
+        return product
+
+
+class Form(Enum):
+    """How a row of scores becomes weights."""
+
+    SOFTMAX = "softmax"
+    ROWSUM = "rowsum"
+    NONE = "none"
+    ENTMAX = "entmax"
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """`normalize FORM(...)`. Everything below is FLOAT and reads the final score as `FinalScore`.
+
+    value: of `rowsum` and `none`, the weight before the division. sink: of `softmax` a logit beside the scores of a row
+    (natural logarithm), of `rowsum` what is added to the row's sum; without a value of its own. alpha: of `entmax`.
+    """
+
+    form: Form = Form.SOFTMAX
+    value: Expr | None = None
+    sink: Expr | None = None
+    alpha: Expr | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+class ReduceOp(Enum):
+    """How a `Reduction` joins what pairs contribute; of none: 0, 0, -inf, inf, -inf, 0."""
+
+    SUM = "sum"
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
+    LOGSUMEXP = "logsumexp"
+    COUNT = "count"
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """`reduce name[indices] = op(value)`: every kept pair of a row that is computed contributes `value` to one entry of
+    a table [batch, head, *dims], one per attention matrix; contributions out of range are dropped. Later expressions
+    read it as `Read`. MAX, MIN and COUNT carry no gradient.
+
+    value: FLOAT; BOOL of COUNT (the pairs that are counted). output: it is returned, too.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    indices: tuple[Expr, ...]
+    op: ReduceOp
+    value: Expr
+    output: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+class RowDefault(Enum):
+    """The output of a query that is not computed: 0; the mean of the values that it would see (0 of none); the value of
+    the key at its own position (0 where there is none).
+    """
+
+    ZERO = "zero"
+    MEAN = "mean"
+    PASS = "pass"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`rows computed else default`; a query that is not computed has lse -inf and takes part in no reduction."""
+
+    computed: Expr
+    default: RowDefault
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
 @_hash_once
 @dataclass(frozen=True)
 class MaskSpec:
     """What one mask means.
 
-    axes: names of the shared row-major grid, slowest first; empty for a line.
+    axes: names of the shared row-major grid, slowest first; empty for a line and for a line of parts.
+    queries, keys: the parts of each side's line, in order; equal where they share one. Coordinates on them are written
+    out in the expressions, as are positions inside `packed` documents.
+    separate: each side counts its own positions.
+    border: rings of virtual keys around the grid of keys. The keys of a call are the real ones and these, row-major on
+    the larger grid, and expressions count them so.
+    packed: the input with the first position of every document.
     clauses: the `keep`s in order; a pair is kept where all hold, none keeps every pair.
     score: the final score as an expression of `Score`; `SCORE` itself when the spec does not change it.
+    mass: factor on the unnormalised weight. weight: the weight that multiplies v, affine in `Weight`.
+    reductions: in order; each reads only those before it. One that reads `Weight` stands behind everything that makes
+    the weight.
     """
 
     name: str
@@ -467,6 +779,16 @@ class MaskSpec:
     clauses: tuple[Expr, ...] = ()
     score: Expr = SCORE
     claims: tuple[Claim, ...] = ()
+    queries: tuple[Part, ...] = ()
+    keys: tuple[Part, ...] = ()
+    separate: bool = False
+    border: Expr | None = None
+    packed: str | None = None
+    mass: Expr = ONE
+    normalizer: Normalizer = Normalizer()
+    weight: Expr = WEIGHT
+    reductions: tuple[Reduction, ...] = ()
+    rows: Rows | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -474,25 +796,99 @@ class MaskSpec:
         """All clauses at once."""
         return conjunction(self.clauses)
 
+    @cached_property
+    def given(self) -> tuple[InputSpec, ...]:
+        """The inputs that a call gives; the others are made from the spec or from these."""
+        return tuple(i for i in self.inputs if i.source is None)
+
+    @cached_property
+    def axis_names(self) -> tuple[str, ...]:
+        """Every axis that has a size, each once."""
+        parts = [axis for part in (*self.queries, *self.keys) for axis in part.axes]
+        return tuple(dict.fromkeys((*self.axes, *parts)))
+
+    @cached_property
+    def exprs(self) -> tuple[Expr, ...]:
+        """Everything that decides the result of a call: no claims, no dims."""
+        normalizer = (self.normalizer.value, self.normalizer.sink, self.normalizer.alpha)
+        reductions = [e for r in self.reductions for e in (*r.indices, r.value)]
+        rows = () if self.rows is None else (self.rows.computed,)
+        rest = (*normalizer, *reductions, *rows)
+        return (*self.clauses, self.score, self.mass, self.weight, *(e for e in rest if e is not None))
+
     def input(self, name: str) -> InputSpec:
         """The input of that name."""
         return next(i for i in self.inputs if i.name == name)
 
+    def reduction(self, name: str) -> Reduction | None:
+        """The reduction of that name, if it is one."""
+        return next((r for r in self.reductions if r.name == name), None)
+
     def __str__(self) -> str:
-        lines = [f"mask {self.name}"]
-        for p in self.parameters:
-            default = "" if p.default is None else f" = {p.default!r}"
-            lines.append(f"  parameter {p.name}: {p.type.value}{default}{' (structural)' if p.structural else ''}")
-        if self.axes:
-            lines.append(f"  axes {', '.join(self.axes)}")
-        for i in self.inputs:
-            below = "" if i.below is None else f" below {i.below}"
-            dims = ", ".join(d.text for d in i.dims)
-            lines.append(f"  input {i.name}: {i.type.value}[{dims}]{below}{' sorted' if i.sorted else ''}")
-        lines += [f"  keep {c}" for c in self.clauses]
-        lines.append(f"  score {self.score}")
-        lines += [f"  claim {c.expr} ({'pairs' if c.over_pairs else 'sizes'})" for c in self.claims]
-        return "\n".join(lines)
+        return "\n".join([f"mask {self.name}", *(f"  {line}" for line in _outline(self))])
+
+
+def _outline(spec: MaskSpec) -> Iterator[str]:
+    """The lines of a spec's text."""
+    for p in spec.parameters:
+        default = "" if p.default is None else f" = {p.default!r}"
+        yield f"parameter {p.name}: {p.type.value}{default}{' (structural)' if p.structural else ''}"
+    if spec.axes:
+        yield f"axes {', '.join(spec.axes)}"
+    for word, parts in (("queries", spec.queries), ("keys", spec.keys)):
+        if parts:
+            yield f"{word} {', '.join(map(_part, parts))}"
+    if spec.separate:
+        yield "separate lines"
+    if spec.border is not None:
+        yield f"border {spec.border}"
+    if spec.packed is not None:
+        yield f"packed {spec.packed}"
+    yield from map(_declaration, spec.inputs)
+    yield from (f"keep {c}" for c in spec.clauses)
+    yield f"score {spec.score}"
+    if spec.mass != ONE:
+        yield f"mass {spec.mass}"
+    if spec.normalizer != Normalizer():
+        yield f"normalize {_normalizer(spec.normalizer)}"
+    if spec.weight != WEIGHT:
+        yield f"weight {spec.weight}"
+    yield from map(_reduction, spec.reductions)
+    if spec.rows is not None:
+        yield f"rows {spec.rows.computed} else {spec.rows.default.value}"
+    yield from (f"claim {c.expr} ({'pairs' if c.over_pairs else 'sizes'})" for c in spec.claims)
+
+
+def _part(part: Part) -> str:
+    shape = str(part.size) if part.size is not None else f"({', '.join(part.axes)})"
+    return f"{part.name or 'grid'}: {shape}"
+
+
+def _declaration(entry: InputSpec) -> str:
+    below = "" if entry.below is None else f" below {entry.below}"
+    facts = "".join(f" {word}" for word in ("sorted", "constant", "learned") if getattr(entry, word))
+    match entry.source:
+        case None:
+            source = ""
+        case Values(entries=entries):
+            shown = ", ".join(map(repr, entries[:8]))
+            source = f" = [{shown}{', ...' if len(entries) > 8 else ''}]"
+        case PrefixSum(table=table, dim=dim):
+            source = f" = cumsum({table}, dim {dim})"
+    return f"input {entry.name}: {entry.type.value}[{', '.join(d.text for d in entry.dims)}]{below}{facts}{source}"
+
+
+def _normalizer(normalizer: Normalizer) -> str:
+    value = [] if normalizer.value is None else [str(normalizer.value)]
+    named = [f"{n}={e}" for n in ("sink", "alpha") if (e := getattr(normalizer, n)) is not None]
+    arguments = ", ".join([*value, *named])
+    return f"{normalizer.form.value}({arguments})" if arguments else normalizer.form.value
+
+
+def _reduction(reduction: Reduction) -> str:
+    indices = ", ".join(map(str, reduction.indices))
+    word = "output" if reduction.output else "reduce"
+    return f"{word} {reduction.name}[{indices}] = {reduction.op.value}({reduction.value})"
 
 
 @_hash_once
@@ -501,8 +897,9 @@ class Sizes:
     """The sizes and scalars of one call, all resolved; hashable, so that plans can be cached by it.
 
     q_offset and k_offset are None when they were given as a tensor int[batch]; then `inputs["q_offset"]` holds them.
-    axes are in the order of `MaskSpec.axes`; given sizes may exceed the length (a prefix of the grid). parameters are
-    in the order of `MaskSpec.parameters`.
+    axes are in the order of `MaskSpec.axis_names`; given sizes may exceed the length (a prefix of the grid). parameters
+    are in the order of `MaskSpec.parameters`. free: sizes of dims that are names of their own. k_len counts the virtual
+    keys of a border, too.
     """
 
     q_len: int
@@ -514,6 +911,12 @@ class Sizes:
     k_offset: int | None = 0
     axes: tuple[tuple[str, int], ...] = ()
     parameters: tuple[tuple[str, Scalar], ...] = ()
+    free: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def free_size(self) -> Mapping[str, int]:
+        """Size of each dim that is a name of its own."""
+        return dict(self.free)
 
     @cached_property
     def axis(self) -> Mapping[str, int]:
