@@ -1,6 +1,7 @@
-"""Every mistake as a user sees it: text, place, caret, sentence and hint, exactly (`diagnoses.txt`).
+"""Every mistake as a user sees it: text, place, caret, sentence and hint, exactly (`diagnoses/`, a file per topic).
 
-After a sentence changed, `python tests/language/test_diagnoses.py --write` rewrites the reports; read the difference.
+After a sentence changed, `python tests/language/test_diagnoses.py --write` rewrites the reports, with names of topics
+behind it only theirs; read the difference.
 """
 
 import sys
@@ -11,14 +12,14 @@ import pytest
 from maskc.check import diagnose, load, load_source
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
 
-FILE = Path(__file__).with_name("diagnoses.txt")
+FILES = sorted(Path(__file__).with_name("diagnoses").glob("*.txt"))
 RULE, BAR = "=" * 20, "-" * 20
 
 
-def cases() -> list[tuple[str, str, str]]:
-    """(title, spec, report) of every case in the file."""
+def cases(path: Path) -> list[tuple[str, str, str]]:
+    """(title, spec, report) of every case of a topic."""
     found = []
-    for block in FILE.read_text(encoding="utf-8").split(RULE + " ")[1:]:
+    for block in path.read_text(encoding="utf-8").split(RULE + " ")[1:]:
         title, _, rest = block.partition("\n")
         spec, _, report = rest.partition(BAR + "\n")
         found.append((title, spec, report))
@@ -30,7 +31,14 @@ def report(spec: str) -> str:
     return "".join(f"{d}\n" for d in diagnose(Source("a.mask", spec)))
 
 
-@pytest.mark.parametrize(("spec", "expected"), [c[1:] for c in cases()], ids=[c[0] for c in cases()])
+CASES = [pytest.param(*case[1:], id=f"{path.stem}: {case[0]}") for path in FILES for case in cases(path)]
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) > 50
+
+
+@pytest.mark.parametrize(("spec", "expected"), CASES)
 def test_report(spec: str, expected: str) -> None:
     assert report(spec) == expected
 
@@ -158,10 +166,12 @@ def test_a_file_over_a_mebibyte_is_refused(tmp_path: Path) -> None:
     assert load(path).name == "a"
 
 
-def write() -> None:
-    """Rewrites the reports of `diagnoses.txt`."""
-    FILE.write_text("".join(f"{RULE} {t}\n{s}{BAR}\n{report(s)}" for t, s, _ in cases()), encoding="utf-8")
+def write(path: Path) -> None:
+    """Rewrites the reports of a topic."""
+    path.write_text("".join(f"{RULE} {t}\n{s}{BAR}\n{report(s)}" for t, s, _ in cases(path)), encoding="utf-8")
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
-    write()
+if __name__ == "__main__" and sys.argv[1:2] == ["--write"]:
+    for file in FILES:
+        if file.stem in (sys.argv[2:] or [file.stem]):
+            write(file)
