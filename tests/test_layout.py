@@ -44,6 +44,7 @@ TABLE: dict[str, set[str]] = {
         "maskc.scope",
         "maskc.typed",
     },
+    "maskc.features": {"maskc.diagnostics", "maskc.spec"},
     "maskc.evaluate": {"maskc.spec", "numpy"},
     "maskc.sizes": {"maskc.diagnostics", "maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.reference": {"maskc.spec", "maskc.evaluate", "numpy"},
