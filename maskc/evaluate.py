@@ -3,11 +3,12 @@
 One function serves both namespaces, so that the meaning of every operator is stated once. It has no data-dependent
 control flow: on torch tensors nothing is copied to the host. Where the language leaves an operator open it is closed
 here: a shift by a negative count gives 0, a shift by 64 or more what shifting one bit at a time gives, integers wrap at
-64 bits, a float that does not fit an integer floors, ceils and rounds to 0, and min and max of NaN are NaN.
+64 bits, a float that does not fit an integer floors, ceils and rounds to 0, and min and max of NaN are NaN. A row that
+breaks the promise to ascend is searched like one that keeps it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -18,17 +19,29 @@ from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
     Count,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FoldOp,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
+    Member,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Row,
+    Scale,
     Score,
     Select,
     Side,
@@ -37,6 +50,7 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    Weight,
     children,
     rebuild,
 )
@@ -52,11 +66,12 @@ class Pairs:
     """The pairs at which an expression is read.
 
     xp: the numpy or torch module.
-    inputs: arrays by name; `q_offset` and `k_offset` int[batch] where `sizes` holds None.
+    inputs: arrays of all tables by name; `q_offset` and `k_offset` int[batch] where `sizes` holds None.
     batch, head, q, k: int64 index arrays that broadcast against each other; q and k are positions, the offset included.
     score: the initial scores, needed only where an expression reads them.
     float_dtype: of floats in the expression, float64 by default.
-    bound: values for leaves (positions, coordinates) that replace what would follow from q and k.
+    bound: values for leaves: of positions and coordinates they replace what would follow from q and k; the scale,
+    counts of kept pairs and what follows from the weights of a call are known from here alone.
     """
 
     xp: Any
@@ -74,7 +89,8 @@ class Pairs:
 def evaluate(expr: Expr, pairs: Pairs) -> Array:
     """The value of an expression at every pair: a bool, int64 or float array that broadcasts to the pairs' shape.
 
-    Nothing larger than the broadcast of the index arrays that the expression reads is ever made.
+    Nothing larger than the broadcast of the index arrays that the expression reads is ever made, however long the rows
+    and folds are: these are walked entry by entry.
     """
     with quiet(pairs.xp):
         return _Reader(pairs, _shared(expr)).read(expr)
@@ -115,6 +131,27 @@ def constants(expr: Expr, sizes: Sizes) -> Expr:
         return done[id(node)]
 
     return visit(expr)
+
+
+def whole(expr: Expr, sizes: Sizes) -> int:
+    """The value of an integer of sizes and parameters."""
+    return int(_value_of(expr, sizes).value)
+
+
+def tables_read(expr: Expr) -> frozenset[str]:
+    """The tables (inputs and reductions) whose entries, rows or vectors an expression reads."""
+    found: set[str] = set()
+    for node in _distinct(expr).values():
+        match node:
+            case Read():
+                found.add(node.input)
+            case Member() | Bucket():
+                found.add(node.row.input)
+            case Dot():
+                found.update(vector.input for vector in (node.left, node.right) if isinstance(vector, Row))
+            case _:
+                pass
+    return frozenset(found)
 
 
 def apply_unary(xp: Any, op: UnaryOp, x: Array) -> Array:
@@ -203,6 +240,22 @@ def apply_binary(xp: Any, op: BinaryOp, a: Array, b: Array) -> Array:
             assert_never(op)
 
 
+def row_position(xp: Any, row_length: int, item: Array, entry_at: Callable[[Array], Array]) -> Array:
+    """How many entries of ascending rows are <= item, int64; 0 for NaN.
+
+    entry_at: the entries at places in [0, row_length), which are given for every item. A binary search whose steps are
+    the same for all items.
+    """
+    count = cast(xp, xp.zeros_like(item), xp.int64)
+    step = 1 << max(0, row_length.bit_length() - 1)
+    while step and row_length:
+        wanted = count + step
+        below = (wanted <= row_length) & (entry_at(_within(xp, wanted - 1, row_length - 1)) <= item)
+        count = xp.where(below, wanted, count)
+        step //= 2
+    return count
+
+
 def cast(xp: Any, x: Array, dtype: Any) -> Array:
     """An array of another dtype, or itself."""
     return x.astype(dtype, copy=False) if xp is np else x.to(dtype)
@@ -214,12 +267,16 @@ def full(xp: Any, value: bool | int | float, dtype: Any, device: Any, shape: tup
 
 
 class _Reader:
-    """One evaluation; keeps the values of parts that occur more than once."""
+    """One evaluation; keeps the values of parts that occur more than once, those in a fold for one of its steps.
+
+    steps: the present index of every fold around what is read.
+    """
 
     def __init__(self, pairs: Pairs, shared: set[int]) -> None:
         self.pairs = pairs
         self.shared = shared
         self.known: dict[int, Array] = {}
+        self.steps: dict[str, int] = {}
 
     def read(self, expr: Expr) -> Array:
         if id(expr) in self.known:
@@ -249,8 +306,26 @@ class _Reader:
                 return self._constant(sizes.total(expr.count), Type.INT)
             case Parameter():
                 return self._constant(sizes.parameter[expr.name], expr.type)
+            case FreeSize():
+                return self._constant(sizes.free_size[expr.name], Type.INT)
+            case Bound():
+                return self._constant(self.steps[expr.name], Type.INT)
             case Read():
                 return self._entry(expr)
+            case Member():
+                return self._member(expr)
+            case Bucket():
+                return self._bucket(expr)
+            case Rand():
+                bits = random_bits([self.read(argument) for argument in expr.arguments])
+                return self._typed(bits, Type.FLOAT) * 2.0**-24
+            case Fold():
+                return self._fold(expr)
+            case Scale() | Kept() | FinalScore() | Weight():
+                assert expr in pairs.bound, f"the value of {expr} must be given"
+                return self._typed(pairs.bound[expr], expr.type)
+            case Dot():
+                raise AssertionError(f"{expr} needs the vectors of the call")
             case Score():
                 assert pairs.score is not None, "an expression that reads the score needs scores"
                 return self._typed(pairs.score, Type.FLOAT)
@@ -291,19 +366,68 @@ class _Reader:
                 assert_never(count)
 
     def _entry(self, expr: Read) -> Array:
-        """One entry of a table; each index is clamped before use, so that none wraps and none leaves the table."""
+        """One entry of a table."""
         xp = self.pairs.xp
         table = self.pairs.inputs[expr.input]
-        extents = tuple(int(n) for n in table.shape)
         zero = self._constant(0, expr.type)
-        if 0 in extents:
+        if 0 in table.shape:
             return zero
-        flat = self._constant(0, Type.INT)
+        place, inside = self._located(expr.indices, tuple(int(n) for n in table.shape))
+        return xp.where(inside, self._typed(xp.take(table, place), expr.type), zero)
+
+    def _located(self, indices: tuple[Expr, ...], extents: tuple[int, ...]) -> tuple[Array, Array]:
+        """Place in row-major order and whether it exists; an index out of range is clamped, so that none wraps."""
+        place = self._constant(0, Type.INT)
         inside = self._constant(True, Type.BOOL)
-        for index, extent in zip(map(self.read, expr.indices), extents, strict=True):
+        for index, extent in zip(map(self.read, indices), extents, strict=True):
             inside = inside & (index >= 0) & (index < extent)
-            flat = flat * extent + _within(xp, index, extent - 1)
-        return xp.where(inside, self._typed(xp.take(table, flat), expr.type), zero)
+            place = place * extent + _within(self.pairs.xp, index, extent - 1)
+        return place, inside
+
+    def _row(self, row: Row, type_: Type) -> tuple[int, Callable[[int | Array], Array], Array]:
+        """Length of a row, its entry at places in [0, length), and whether the row exists."""
+        xp, table = self.pairs.xp, self.pairs.inputs[row.input]
+        *extents, length = (int(n) for n in table.shape)
+        if 0 in table.shape:
+            return 0, lambda place: self._constant(0, type_), self._constant(False, Type.BOOL)
+        first, inside = self._located(row.indices, tuple(extents))
+        return length, lambda place: self._typed(xp.take(table, first * length + place), type_), inside
+
+    def _member(self, expr: Member) -> Array:
+        item = self.read(expr.item)
+        length, entry_at, inside = self._row(expr.row, Type.INT)
+        found = self._constant(False, Type.BOOL)
+        for place in range(length):
+            entry = entry_at(place)
+            found = found | ((entry == item) & (entry >= 0))
+        return found & inside
+
+    def _bucket(self, expr: Bucket) -> Array:
+        xp, item = self.pairs.xp, self.read(expr.item)
+        length, entry_at, inside = self._row(expr.row, expr.item.type)
+        count = row_position(xp, length, item, entry_at)
+        return xp.where(inside, count, xp.zeros_like(count))
+
+    def _fold(self, expr: Fold) -> Array:
+        """Joined in the order of the index, so that sums of floats have the same bits everywhere."""
+        total = self._constant(expr.op is FoldOp.ALL, expr.type)
+        inner, outer = _parts_of_body(expr)
+        self.shared |= outer
+        for step in range(whole(expr.count, self.pairs.sizes)):
+            self.steps[expr.index.name] = step
+            value = self.read(expr.body)
+            match expr.op:
+                case FoldOp.ANY:
+                    total = total | value
+                case FoldOp.ALL:
+                    total = total & value
+                case FoldOp.SUM:
+                    total = total + value
+                case _:
+                    assert_never(expr.op)
+            for node in inner:
+                self.known.pop(node, None)
+        return total
 
     def _constant(self, value: bool | int | float, type_: Type) -> Array:
         return full(self.pairs.xp, value, self._dtype(type_), None if self.pairs.xp is np else self.pairs.q.device)
@@ -321,6 +445,29 @@ class _Reader:
                 return self.pairs.xp.float64 if self.pairs.float_dtype is None else self.pairs.float_dtype
             case _:
                 assert_never(type_)
+
+
+_LOW = 2**32 - 1
+
+
+def random_bits(arguments: Sequence[Array]) -> Array:
+    """What `rand` gives for int64 arrays, in units of 2**-24: int64 in [0, 2**24).
+
+    The two halves of every argument are mixed into a state of 32 bits; `_mixed` is the integer hash `lowbias32`.
+    """
+    state: Array = 0
+    for argument in arguments:
+        word = (argument & _LOW) ^ ((((argument >> 32) & _LOW) * 0x9E3779B1) & _LOW)
+        state = _mixed(((state + 0x9E3779B9) & _LOW) ^ word)
+    return state >> 8
+
+
+def _mixed(x: Array) -> Array:
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _LOW  # a product that wraps at 64 bits keeps its lower half
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
 
 
 def _within(xp: Any, x: Array, last: int) -> Array:
@@ -378,6 +525,23 @@ def _distinct(expr: Expr) -> dict[int, Expr]:
     return found
 
 
+def _parts_of_body(fold: Fold) -> tuple[set[int], set[int]]:
+    """By id the nodes of a fold's body that read its index, and the largest parts that do not."""
+    reads: dict[int, bool] = {}
+    outer: set[int] = set()
+
+    def visit(node: Expr) -> bool:
+        if id(node) not in reads:
+            below = [(id(child), visit(child)) for child in children(node)]
+            reads[id(node)] = node == fold.index or any(does for _, does in below)
+            if reads[id(node)]:
+                outer.update(child for child, does in below if not does)
+        return reads[id(node)]
+
+    visit(fold.body)
+    return {node for node, does in reads.items() if does}, outer
+
+
 def _shared(expr: Expr) -> set[int]:
     """The nodes that more than one node reads."""
     seen: set[int] = set()
@@ -391,14 +555,32 @@ def _shared(expr: Expr) -> set[int]:
 def _folded(expr: Expr, sizes: Sizes) -> Expr:
     """The node's value where the call alone decides it, else the node, without constant operands of logic."""
     match expr:
-        case Literal() | Position() | Coordinate() | Read() | Score():
+        case (
+            Literal()
+            | Position()
+            | Coordinate()
+            | Read()
+            | Member()
+            | Bucket()
+            | Bound()
+            | Score()
+            | FinalScore()
+            | Weight()
+            | Scale()
+            | Kept()
+            | Dot()
+        ):
             return expr
         case Offset():
             return expr if sizes.offset(expr.side) is None else _value_of(expr, sizes)
         case Index():
             return _literal(0, Type.INT) if sizes.total(expr.count) == 1 else expr
-        case Length() | AxisSize() | Total() | Parameter():
+        case Length() | AxisSize() | FreeSize() | Total() | Parameter():
             return _value_of(expr, sizes)
+        case Rand():
+            return _value_of(expr, sizes) if all(isinstance(a, Literal) for a in expr.arguments) else expr
+        case Fold():
+            return _folded_fold(expr)
         case Unary() | Cast():
             return _value_of(expr, sizes) if isinstance(expr.operand, Literal) else expr
         case Select():
@@ -409,6 +591,14 @@ def _folded(expr: Expr, sizes: Sizes) -> Expr:
             return _folded_binary(expr, sizes)
         case _:
             assert_never(expr)
+
+
+def _folded_fold(expr: Fold) -> Expr:
+    """`any` and `all` of nothing, or of a constant."""
+    assert isinstance(expr.count, Literal), "the count of a fold follows from the call"
+    if expr.count.value <= 0:
+        return _literal({Type.BOOL: expr.op is FoldOp.ALL, Type.INT: 0, Type.FLOAT: 0.0}[expr.type], expr.type)
+    return expr.body if isinstance(expr.body, Literal) and expr.op is not FoldOp.SUM else expr
 
 
 def _folded_binary(expr: Binary, sizes: Sizes) -> Expr:
