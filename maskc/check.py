@@ -15,11 +15,12 @@ from typing import assert_never
 
 from maskc import typed
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span, did_you_mean
-from maskc.elaborate import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, Elaborator, LimitError
+from maskc.elaborate import Elaborator
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
 from maskc.grammar.parser import BYTE_LIMIT, recover
 from maskc.lint import lint
+from maskc.reports import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, LimitError
 from maskc.scope import (
     AxisName,
     FunctionValue,

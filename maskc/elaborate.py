@@ -5,15 +5,17 @@ In: a syntax tree, the scope of its names and the mask in which it is read. Out:
 reported. Each mistake is reported once, where it is; what follows from it is passed over in silence.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TypeVarTuple, assert_never
+from dataclasses import dataclass, field
+from typing import assert_never
 
 from maskc import typed
-from maskc.diagnostics import Diagnostic, Span, did_you_mean
+from maskc.diagnostics import Span, did_you_mean
 from maskc.grammar import syntax
+from maskc.operators import Operators
+from maskc.reports import DEPTH_LIMIT, LimitError
 from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
 from maskc.spec import (
     AxisSize,
@@ -32,110 +34,24 @@ from maskc.spec import (
     Side,
     Total,
     Type,
-    children,
 )
-from maskc.typed import OperandError
 from maskc.words import BUILTINS, HABITS, LATER, MODULES, OPTION_HINTS, OPTIONS, PARAMETER_NAMES, PRELUDE
 
-DEPTH_LIMIT = 100
-SIZE_LIMIT = 20_000
 WORK_LIMIT = 50_000
 INLINING_LIMIT = 20
-ERROR_LIMIT = 100
-TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"
-
-Operands = TypeVarTuple("Operands")
 
 
 @dataclass(eq=False)
-class Elaborator(ABC):
+class Elaborator(Operators):
     """Reads expressions; gathers what is wrong with them in `found`."""
 
-    found: list[Diagnostic] = field(default_factory=list)
     work: int = 0
     depth: int = 0
     # Functions, masks and lets being inlined; and functions and lets that were read somewhere, by identity.
     active: list[syntax.Mask | syntax.Function | syntax.Let] = field(default_factory=list)
     called: set[int] = field(default_factory=set)
-    calls: list[Span] = field(default_factory=list)  # of functions and masks being inlined
-
-    # ---- reports
-
-    def report(self, message: str, span: Span | None, hint: str | None = None) -> None:
-        """A mistake; the same sentence at the same place is said once."""
-        if all((d.message, d.span) != (message, span) for d in self.found):
-            self.found.append(Diagnostic(message, span, hint))
-        if len(self.found) >= ERROR_LIMIT:
-            raise LimitError
-
-    def warn(self, message: str, span: Span | None, hint: str | None = None) -> None:
-        """What is allowed and probably not meant."""
-        diagnostic = Diagnostic(message, span, hint, "warning")
-        if len(self.found) < ERROR_LIMIT and diagnostic not in self.found:
-            self.found.append(diagnostic)
-
-    def made(self, span: Span, make: Callable[[*Operands, Span | None], Expr], *operands: *Operands) -> Expr | None:
-        """What `make` gives for operands, with `span`; an `OperandError`, or a result out of bounds, is reported."""
-        try:
-            expr = make(*operands, span)
-        except OperandError as mistake:
-            self.report(mistake.message, mistake.span or span, self._with_call(mistake.hint))
-            return None
-        if expr.depth > DEPTH_LIMIT:
-            self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)
-            return None
-        if expr.size > SIZE_LIMIT:
-            self.report(TOO_LARGE.format("this expression"), span)
-            return None
-        return expr
-
-    def _with_call(self, hint: str | None) -> str | None:
-        """A hint, with the call that handed over the operands of a function or of a mask used as a predicate."""
-        if not self.calls:
-            return hint
-        source, start = self.calls[0].source, self.calls[0].start
-        call = f"called on line {source.position(start)[0]}"
-        return call if hint is None else f"{hint}; {call}"
 
     # ---- expressions
-
-    def boolean(self, node: syntax.Expression, scope: Scope, reading: Reading, what: str) -> Expr | None:
-        """A boolean; `what` begins the sentence that is said if it is none."""
-        expr = self.number(node, scope, reading)
-        return None if expr is None else self.made(node.span, typed.boolean, expr, what)
-
-    def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
-        """A boolean, int or float. The span of a name is where it is read, that of more where it is written."""
-        expr = self.scalar(self.value(node, scope, reading), node.span)
-        return expr if expr is None or children(expr) else replace(expr, span=node.span)
-
-    def scalar(self, value: Value, span: Span) -> Expr | None:
-        """A value as a boolean, int or float."""
-        match value:
-            case Unknown():
-                return None
-            case Place():
-                return value.line
-            case Table():
-                return self._bare(value.input, span)
-            case AxisName(last=None):
-                self.report(
-                    f"'{value.name}' is an axis, not a number",
-                    span,
-                    f"write 'q.{value.name}', 'k.{value.name}' or '{value.name}.size'",
-                )
-                return None
-            case AxisName():
-                return value.last
-            case FunctionValue():
-                name = value.node.name.text
-                arguments = ", ".join(p.text for p in value.node.parameters)
-                self.report(f"'{name}' is a function", span, f"call it: '{name}({arguments})'")
-                return None
-            case MaskValue() | LetValue():
-                raise AssertionError("masks and lets are inlined where their name is read")
-            case _:
-                return value
 
     def value(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Value:
         """What an expression stands for; Unknown where a mistake was reported."""
@@ -179,7 +95,7 @@ class Elaborator(ABC):
                 | syntax.BooleanOperation()
                 | syntax.Conditional()
             ):
-                expr = self._operation(node, scope, reading)
+                expr = self.operation(node, scope, reading)
                 return Unknown() if expr is None else expr
             case syntax.Tuple():
                 self.report("a tuple can only stand behind 'in'", node.span)
@@ -191,138 +107,6 @@ class Elaborator(ABC):
                 return Unknown()
             case _:
                 assert_never(node)
-
-    def _operation(
-        self,
-        node: syntax.Unary | syntax.Binary | syntax.Comparison | syntax.BooleanOperation | syntax.Conditional,
-        scope: Scope,
-        reading: Reading,
-    ) -> Expr | None:
-        span = node.span
-        match node:
-            case syntax.Unary():
-                operand = self.number(node.operand, scope, reading)
-                if operand is None:
-                    return None
-                apply = {"-": typed.minus, "+": typed.plus, "~": typed.inverted, "not": typed.negation}[node.operator]
-                return self.made(span, apply, operand)
-            case syntax.Binary():
-                left, right = self.number(node.left, scope, reading), self.number(node.right, scope, reading)
-                if left is None or right is None:
-                    return None
-                op = typed.ARITHMETIC[node.operator]
-                return self.made(span, typed.arithmetic, op, left, right)
-            case syntax.Comparison():
-                return self._comparison(node, scope, reading)
-            case syntax.BooleanOperation():
-                what = f"'{node.operator}' takes booleans"
-                operands = [self.boolean(o, scope, reading, what) for o in node.operands]
-                return self._chain(BinaryOp(node.operator), operands, span)
-            case syntax.Conditional():
-                self._lint_conditional(node)
-                condition = self.boolean(node.condition, scope, reading, "a condition is a boolean")
-                then = self.number(node.then, scope, reading)
-                otherwise = self.number(node.otherwise, scope, reading)
-                if condition is None or then is None or otherwise is None:
-                    return None
-                return self.made(span, typed.select, condition, then, otherwise)
-            case _:
-                assert_never(node)
-
-    def _chain(self, op: BinaryOp, operands: Sequence[Expr | None], span: Span) -> Expr | None:
-        """`a and b and c`, as a balanced tree (there may be many); None if one operand is."""
-        if len(operands) == 1:
-            return operands[0]
-        middle = (len(operands) + 1) // 2
-        left, right = self._chain(op, operands[:middle], span), self._chain(op, operands[middle:], span)
-        if left is None or right is None:
-            return None
-        return self.made(span, typed.logical, op, left, right)
-
-    def _comparison(self, node: syntax.Comparison, scope: Scope, reading: Reading) -> Expr | None:
-        """`a < b <= c` is `a < b and b <= c`."""
-        self._lint_comparison(node)
-        operands: list[Expr | None] = []
-        for position, operand in enumerate(node.operands):
-            is_container = position > 0 and node.comparators[position - 1].text.endswith("in")
-            operands.append(None if is_container else self.number(operand, scope, reading))
-        links: list[Expr | None] = []
-        for position, comparator in enumerate(node.comparators):
-            left, right = operands[position], operands[position + 1]
-            left_node, right_node = node.operands[position], node.operands[position + 1]
-            span = Span(node.span.source, left_node.span.start, right_node.span.end)
-            if comparator.text.endswith("in"):
-                if position + 1 < len(node.comparators):
-                    self.report("no comparison can follow 'in'", node.comparators[position + 1].span, "add brackets")
-                    return None
-                link = self._membership(left, right_node, span, scope, reading)
-                if link is not None and comparator.text == "not in":
-                    link = self.made(span, typed.negation, link)
-                links.append(link)
-            elif left is None or right is None:
-                links.append(None)
-            else:
-                op = typed.COMPARATORS[comparator.text]
-                links.append(self.made(span, typed.comparison, op, left, right))
-        return self._chain(BinaryOp.AND, links, node.span)
-
-    def _membership(
-        self, item: Expr | None, container: syntax.Expression, span: Span, scope: Scope, reading: Reading
-    ) -> Expr | None:
-        """`item in range(...)`, `item in (a, b)`."""
-        while isinstance(container, syntax.Bracketed):
-            container = container.inner
-        match container:
-            case syntax.Tuple(items=items):
-                options = [self.number(i, scope, reading) for i in items]
-                if not options:
-                    self.report("an empty tuple holds nothing", container.span)
-                    return None
-                if item is None:
-                    return None
-                links = [
-                    None if o is None else self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options
-                ]
-                return self._chain(BinaryOp.OR, links, span)
-            case syntax.Call(function=syntax.Name(text="range")):
-                return self._in_range(item, container, span, scope, reading)
-            case syntax.List():
-                self.report(
-                    "tables of literals are not available in this version", container.span, "write a tuple: (1, 2)"
-                )
-            case syntax.Subscript():
-                self.report("'in' a row of an input is not available in this version", container.span)
-            case syntax.Unreadable():
-                pass
-            case _:
-                if not isinstance(self.value(container, scope, reading), Unknown):
-                    self.report("'in' needs a range(...) or a tuple such as (1, 2) on its right", container.span)
-        return None
-
-    def _in_range(
-        self, item: Expr | None, call: syntax.Call, span: Span, scope: Scope, reading: Reading
-    ) -> Expr | None:
-        """Python's `item in range(start, stop, step)`."""
-        parts = self._positional(call, scope, reading)
-        if parts is None:
-            return None
-        if not 1 <= len(parts) <= 3:
-            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} given", call.span)
-            return None
-        known = [p for p in parts if p is not None]
-        if item is None or len(known) < len(parts):
-            return None
-        for expr in (item, *known):
-            if expr.type is Type.FLOAT:
-                self.report("a range holds ints; this is a float", expr.span)
-                return None
-        start = known[0] if len(known) > 1 else typed.integer(0, call.span)
-        stop = known[1] if len(known) > 1 else known[0]
-        step = known[2] if len(known) > 2 else typed.integer(1, call.span)
-        if isinstance(step, Literal) and step.value == 0:
-            self.report("the step of a range cannot be 0", step.span)
-            return None
-        return self.made(span, typed.within, item, start, stop, step)
 
     # ---- names
 
@@ -411,7 +195,7 @@ class Elaborator(ABC):
             reading.lets[key] = value
         return reading.lets[key]
 
-    def _bare(self, table: InputSpec, span: Span) -> Expr | None:
+    def bare(self, table: InputSpec, span: Span) -> Expr | None:
         """An input named without brackets, all of whose dims are filled in."""
         if len(_leading(table)) == len(table.dims):
             return self._read(table, [], span)
@@ -523,7 +307,7 @@ class Elaborator(ABC):
                 self.report(f"'{function.text}' is not a function", function.span)
         return Unknown()
 
-    def _positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
+    def positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
         """The arguments of a builtin, in order; None where one is not given by position."""
         numbers: list[Expr | None] = []
         for argument in node.arguments:
@@ -540,7 +324,7 @@ class Elaborator(ABC):
         if name == "range":
             self.report("'range' can only stand behind 'in'", node.span)
             return None
-        numbers = self._positional(node, scope, reading)
+        numbers = self.positional(node, scope, reading)
         if numbers is None:
             return None
         least = {"min": 2, "max": 2, "clamp": 3, "where": 3}.get(name, 1)
@@ -687,34 +471,6 @@ class Elaborator(ABC):
     @abstractmethod
     def _predicate(self, mask: MaskValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
         """A mask called with its parameters and positions, as a boolean."""
-
-    # ---- lints
-
-    def _lint_conditional(self, node: syntax.Conditional) -> None:
-        if isinstance(node.otherwise, syntax.BooleanOperation):
-            operator = node.otherwise.operator
-            self.warn(
-                f"everything behind 'else' belongs to it, '{operator}' included",
-                node.otherwise.span,
-                "put brackets around the conditional, or around what follows 'else'",
-            )
-
-    def _lint_comparison(self, node: syntax.Comparison) -> None:
-        if len(node.comparators) < 2:
-            return
-        for operand in node.operands[1:-1]:
-            if isinstance(operand, syntax.Binary) and operand.operator in ("&", "|", "^"):
-                instead = {"&": "and", "|": "or", "^": "!="}[operand.operator]
-                self.warn(
-                    f"'{operand.operator}' binds tighter than comparisons: "
-                    f"this is one chain through '{operand.span.text}'",
-                    node.span,
-                    f"write '{instead}', or put brackets around each comparison",
-                )
-
-
-class LimitError(Exception):
-    """Ends the reading of a file: enough was reported, or it would take too long."""
 
 
 def _leading(table: InputSpec) -> tuple[Dim, ...]:

@@ -27,13 +27,14 @@ TABLE: dict[str, set[str]] = {
     "maskc.typed": {"maskc.diagnostics", "maskc.spec", "maskc.words"},
     "maskc.lint": {"maskc.diagnostics", "maskc.spec"},
     "maskc.scope": {"maskc.diagnostics", "maskc.spec", "maskc.grammar", "maskc.typed"},
+    "maskc.reports": {"maskc.diagnostics", "maskc.spec", "maskc.typed"},
+    "maskc.operators": {
+        *("maskc.diagnostics", "maskc.grammar", "maskc.spec"),
+        *("maskc.reports", "maskc.scope", "maskc.typed"),
+    },
     "maskc.elaborate": {
-        "maskc.diagnostics",
-        "maskc.spec",
-        "maskc.grammar",
-        "maskc.scope",
-        "maskc.typed",
-        "maskc.words",
+        *("maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.words"),
+        *("maskc.operators", "maskc.reports", "maskc.scope", "maskc.typed"),
     },
     "maskc.check": {
         "maskc.diagnostics",
@@ -41,6 +42,7 @@ TABLE: dict[str, set[str]] = {
         "maskc.grammar",
         "maskc.elaborate",
         "maskc.lint",
+        "maskc.reports",
         "maskc.scope",
         "maskc.typed",
     },

@@ -1,0 +1,248 @@
+"""What an expression is asked to be, and the operators: arithmetic, comparisons, `in`, `and`, `or`, conditionals.
+
+In: a syntax tree, the scope of its names and the mask in which it is read. Out: `Expr`, or None where a mistake was
+reported.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
+from typing import assert_never
+
+from maskc import typed
+from maskc.diagnostics import Span
+from maskc.grammar import syntax
+from maskc.reports import Reports
+from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
+from maskc.spec import BinaryOp, Expr, InputSpec, Literal, Type, children
+
+
+class Operators(Reports, ABC):
+    """Reads operators; what stands between them is read by `value`."""
+
+    @abstractmethod
+    def value(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Value:
+        """What an expression stands for; Unknown where a mistake was reported."""
+
+    def assuming(self, condition: Expr | None, holds: bool, reading: Reading) -> AbstractContextManager[None]:
+        """While this is entered, expressions are read that are evaluated only where `condition` is what `holds` says;
+        `condition` is None where it could not be read.
+        """
+        return nullcontext()
+
+    @abstractmethod
+    def bare(self, table: InputSpec, span: Span) -> Expr | None:
+        """An input named without brackets, all of whose dims are filled in."""
+
+    @abstractmethod
+    def positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
+        """The arguments of a builtin, in order; None where one is not given by position."""
+
+    # ---- what is asked for
+
+    def boolean(self, node: syntax.Expression, scope: Scope, reading: Reading, what: str) -> Expr | None:
+        """A boolean; `what` begins the sentence that is said if it is none."""
+        expr = self.number(node, scope, reading)
+        return None if expr is None else self.made(node.span, typed.boolean, expr, what)
+
+    def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
+        """A boolean, int or float. The span of a name is where it is read, that of more where it is written."""
+        expr = self.scalar(self.value(node, scope, reading), node.span)
+        return expr if expr is None or children(expr) else replace(expr, span=node.span)
+
+    def scalar(self, value: Value, span: Span) -> Expr | None:
+        """A value as a boolean, int or float."""
+        match value:
+            case Unknown():
+                return None
+            case Place():
+                return value.line
+            case Table():
+                return self.bare(value.input, span)
+            case AxisName(last=None):
+                self.report(
+                    f"'{value.name}' is an axis, not a number",
+                    span,
+                    f"write 'q.{value.name}', 'k.{value.name}' or '{value.name}.size'",
+                )
+                return None
+            case AxisName():
+                return value.last
+            case FunctionValue():
+                name = value.node.name.text
+                arguments = ", ".join(p.text for p in value.node.parameters)
+                self.report(f"'{name}' is a function", span, f"call it: '{name}({arguments})'")
+                return None
+            case MaskValue() | LetValue():
+                raise AssertionError("masks and lets are inlined where their name is read")
+            case _:
+                return value
+
+    # ---- operators
+
+    def operation(
+        self,
+        node: syntax.Unary | syntax.Binary | syntax.Comparison | syntax.BooleanOperation | syntax.Conditional,
+        scope: Scope,
+        reading: Reading,
+    ) -> Expr | None:
+        """An operator with its operands."""
+        span = node.span
+        match node:
+            case syntax.Unary():
+                operand = self.number(node.operand, scope, reading)
+                if operand is None:
+                    return None
+                apply = {"-": typed.minus, "+": typed.plus, "~": typed.inverted, "not": typed.negation}[node.operator]
+                return self.made(span, apply, operand)
+            case syntax.Binary():
+                left, right = self.number(node.left, scope, reading), self.number(node.right, scope, reading)
+                if left is None or right is None:
+                    return None
+                op = typed.ARITHMETIC[node.operator]
+                return self.made(span, typed.arithmetic, op, left, right)
+            case syntax.Comparison():
+                return self._comparison(node, scope, reading)
+            case syntax.BooleanOperation():
+                return self._boolean_operation(node, scope, reading)
+            case syntax.Conditional():
+                self._lint_conditional(node)
+                condition = self.boolean(node.condition, scope, reading, "a condition is a boolean")
+                with self.assuming(condition, True, reading):
+                    then = self.number(node.then, scope, reading)
+                with self.assuming(condition, False, reading):
+                    otherwise = self.number(node.otherwise, scope, reading)
+                if condition is None or then is None or otherwise is None:
+                    return None
+                return self.made(span, typed.select, condition, then, otherwise)
+            case _:
+                assert_never(node)
+
+    def _boolean_operation(self, node: syntax.BooleanOperation, scope: Scope, reading: Reading) -> Expr | None:
+        """`a and b and c`; where `b` is read, `a` holds (with `or`: does not hold)."""
+        operands: list[Expr | None] = []
+        with ExitStack() as assumptions:
+            for operand in node.operands:
+                operands.append(self.boolean(operand, scope, reading, f"'{node.operator}' takes booleans"))
+                assumptions.enter_context(self.assuming(operands[-1], node.operator == "and", reading))
+        return self._chain(BinaryOp(node.operator), operands, node.span)
+
+    def _chain(self, op: BinaryOp, operands: Sequence[Expr | None], span: Span) -> Expr | None:
+        """`a and b and c`, as a balanced tree (there may be many); None if one operand is."""
+        if len(operands) == 1:
+            return operands[0]
+        middle = (len(operands) + 1) // 2
+        left, right = self._chain(op, operands[:middle], span), self._chain(op, operands[middle:], span)
+        if left is None or right is None:
+            return None
+        return self.made(span, typed.logical, op, left, right)
+
+    def _comparison(self, node: syntax.Comparison, scope: Scope, reading: Reading) -> Expr | None:
+        """`a < b <= c` is `a < b and b <= c`."""
+        self._lint_comparison(node)
+        operands: list[Expr | None] = []
+        for position, operand in enumerate(node.operands):
+            is_container = position > 0 and node.comparators[position - 1].text.endswith("in")
+            operands.append(None if is_container else self.number(operand, scope, reading))
+        links: list[Expr | None] = []
+        for position, comparator in enumerate(node.comparators):
+            left, right = operands[position], operands[position + 1]
+            left_node, right_node = node.operands[position], node.operands[position + 1]
+            span = Span(node.span.source, left_node.span.start, right_node.span.end)
+            if comparator.text.endswith("in"):
+                if position + 1 < len(node.comparators):
+                    self.report("no comparison can follow 'in'", node.comparators[position + 1].span, "add brackets")
+                    return None
+                link = self._membership(left, right_node, span, scope, reading)
+                if link is not None and comparator.text == "not in":
+                    link = self.made(span, typed.negation, link)
+                links.append(link)
+            elif left is None or right is None:
+                links.append(None)
+            else:
+                op = typed.COMPARATORS[comparator.text]
+                links.append(self.made(span, typed.comparison, op, left, right))
+        return self._chain(BinaryOp.AND, links, node.span)
+
+    def _membership(
+        self, item: Expr | None, container: syntax.Expression, span: Span, scope: Scope, reading: Reading
+    ) -> Expr | None:
+        """`item in range(...)`, `item in (a, b)`."""
+        while isinstance(container, syntax.Bracketed):
+            container = container.inner
+        match container:
+            case syntax.Tuple(items=items):
+                options = [self.number(i, scope, reading) for i in items]
+                if not options:
+                    self.report("an empty tuple holds nothing", container.span)
+                    return None
+                if item is None:
+                    return None
+                links = [
+                    None if o is None else self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options
+                ]
+                return self._chain(BinaryOp.OR, links, span)
+            case syntax.Call(function=syntax.Name(text="range")):
+                return self._in_range(item, container, span, scope, reading)
+            case syntax.List():
+                self.report(
+                    "tables of literals are not available in this version", container.span, "write a tuple: (1, 2)"
+                )
+            case syntax.Subscript():
+                self.report("'in' a row of an input is not available in this version", container.span)
+            case syntax.Unreadable():
+                pass
+            case _:
+                if not isinstance(self.value(container, scope, reading), Unknown):
+                    self.report("'in' needs a range(...) or a tuple such as (1, 2) on its right", container.span)
+        return None
+
+    def _in_range(
+        self, item: Expr | None, call: syntax.Call, span: Span, scope: Scope, reading: Reading
+    ) -> Expr | None:
+        """Python's `item in range(start, stop, step)`."""
+        parts = self.positional(call, scope, reading)
+        if parts is None:
+            return None
+        if not 1 <= len(parts) <= 3:
+            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} given", call.span)
+            return None
+        known = [p for p in parts if p is not None]
+        if item is None or len(known) < len(parts):
+            return None
+        for expr in (item, *known):
+            if expr.type is Type.FLOAT:
+                self.report("a range holds ints; this is a float", expr.span)
+                return None
+        start = known[0] if len(known) > 1 else typed.integer(0, call.span)
+        stop = known[1] if len(known) > 1 else known[0]
+        step = known[2] if len(known) > 2 else typed.integer(1, call.span)
+        if isinstance(step, Literal) and step.value == 0:
+            self.report("the step of a range cannot be 0", step.span)
+            return None
+        return self.made(span, typed.within, item, start, stop, step)
+
+    # ---- lints
+
+    def _lint_conditional(self, node: syntax.Conditional) -> None:
+        if isinstance(node.otherwise, syntax.BooleanOperation):
+            operator = node.otherwise.operator
+            self.warn(
+                f"everything behind 'else' belongs to it, '{operator}' included",
+                node.otherwise.span,
+                "put brackets around the conditional, or around what follows 'else'",
+            )
+
+    def _lint_comparison(self, node: syntax.Comparison) -> None:
+        if len(node.comparators) < 2:
+            return
+        for operand in node.operands[1:-1]:
+            if isinstance(operand, syntax.Binary) and operand.operator in ("&", "|", "^"):
+                instead = {"&": "and", "|": "or", "^": "!="}[operand.operator]
+                self.warn(
+                    f"'{operand.operator}' binds tighter than comparisons: "
+                    f"this is one chain through '{operand.span.text}'",
+                    node.span,
+                    f"write '{instead}', or put brackets around each comparison",
+                )
