@@ -21,7 +21,8 @@ TYPES = frozenset(t.value for t in Type)
 
 KINDS: Mapping[str, _TokenType] = {  # of the terminals of mask.lark, names aside
     **dict.fromkeys((word.upper() for word in {*WORDS, *STATEMENTS, *FACTS, BORDER}), Keyword),
-    **dict.fromkeys(("MASK", "DEF", "AXES", "INPUT", "LET"), Keyword.Declaration),
+    **dict.fromkeys(("MASK", "DEF", "AXES", "QUERIES", "KEYS", "PACKED"), Keyword.Declaration),
+    **dict.fromkeys(("INPUT", "LET", "REDUCE", "OUTPUT"), Keyword.Declaration),
     **dict.fromkeys(("AND", "OR", "NOT", "IN"), Operator.Word),
     **dict.fromkeys(("TRUE", "FALSE"), Keyword.Constant),
     **dict.fromkeys(OPERATORS.values(), Operator),

@@ -57,9 +57,13 @@ OPERATORS = {  # as they are called in mask.lark
 }
 
 WORDS = {"and", "or", "not", "in", "if", "else", "for", "True", "False"}
-STATEMENTS = {"mask", "def", "axes", "input", "let", "keep", "score", "claim", "pass", "return"}
+CHANGES = {"score", "mass", "weight"}  # statements whose word is a value: `score += ...`
+STATEMENTS = {
+    *("mask", "def", "axes", "queries", "keys", "packed", "input", "let", "keep", *CHANGES),
+    *("normalize", "reduce", "output", "rows", "claim", "pass", "return"),
+}
 FACTS = {"of", "sorted", "constant", "learned"}  # words of an `input` line, behind its brackets
-BORDER = "border"  # a word of an `axes` line
+BORDER = "border"  # a word of an `axes`, `queries` or `keys` line
 
 _TOKEN = re.compile(
     r"""
@@ -80,12 +84,16 @@ _DIGITS = r"[0-9](?:_?[0-9])*"
 _FLOAT = re.compile(
     rf"(?:(?:{_DIGITS})?\.{_DIGITS}|{_DIGITS}\.)(?:[eE][+-]?{_DIGITS})?|{_DIGITS}[eE][+-]?{_DIGITS}",
 )
-# A line inside an open bracket that can only be a statement: the bracket was never closed.
+# What a line inside an open bracket begins with if it can only be a statement, so that the bracket was never closed:
+# two names in a row are no part of an expression, nor is an assignment with an operator.
+_CHANGES = "|".join(sorted(CHANGES))
 _STATEMENT_START = re.compile(
-    r"(?:mask|def|input|let|keep|claim|axes|return)[ \t]+[A-Za-z_0-9(]"
-    r"|score[ \t]*(?:[-+*/%]|//|\*\*)?=(?!=)"
-    r"|pass[ \t]*(?:\#|\n|$)"
+    rf"(?:{'|'.join(sorted(STATEMENTS - CHANGES - {'pass'}))})[ \t]+"
+    r"(?!(?:and|or|in|not[ \t]+in|if|else|for)\b)[A-Za-z_0-9]"
+    rf"|(?:{_CHANGES})[ \t]*(?:\*\*|//|<<|>>|[-+*/%&|^])="
 )
+# The same if it can be part of an expression too, `f(\n score=1)`: a statement unless it lies further in than its line.
+_STATEMENT_PERHAPS = re.compile(rf"(?:keep|claim|return|rows)[ \t]*\(|(?:{_CHANGES})[ \t]*=(?!=)|pass[ \t]*(?:\#|\n|$)")
 _HINTS: Mapping[str, str] = {
     "!": "write 'not', or '!=' to compare",
     "≤": "write '<='",
@@ -112,6 +120,8 @@ _HINTS: Mapping[str, str] = {
     "\u00a0": "this is a no-break space; write a plain one",
 }
 _CLOSING = {"RPAR": "LPAR", "RSQB": "LSQB"}
+_OPERAND_ENDS = {"NAME", "INTEGER", "FLOAT", "RPAR", "RSQB", "SORTED", "CONSTANT", "LEARNED"}
+_MODIFIERS = {"INPUT": FACTS, **{w: {BORDER} for w in ("AXES", "QUERIES", "KEYS")}}  # by the word of their line
 
 
 class Word(str):
@@ -166,6 +176,7 @@ class _Scan:
     words: list[Word] = field(default_factory=list)
     open: list[Word] = field(default_factory=list)  # brackets
     indent: int = 0
+    statement: str = ""  # terminal of the last word that began one
     broken: bool = False
     tab_reported: bool = False
     too_long: bool = False
@@ -192,7 +203,7 @@ def _lines(scan: _Scan) -> Iterator[Line]:
                 _report_tab(scan, match)
         elif kind == "newline":
             line_start = match.end()
-            if not scan.open or _STATEMENT_START.match(text, _skip_blanks(text, line_start)):
+            if not scan.open or _begins_statement(scan, line_start):
                 yield from _finish(scan)
         elif kind != "comment":
             if not scan.words:
@@ -214,7 +225,7 @@ def _finish(scan: _Scan) -> Iterator[Line]:
         scan.report(f"'{bracket}' is never closed", bracket.start, bracket.end)
     if scan.words:
         yield Line(scan.indent, tuple(scan.words), scan.broken)
-    scan.words, scan.open, scan.broken = [], [], False
+    scan.words, scan.open, scan.broken, scan.statement = [], [], False, ""
 
 
 def _add(scan: _Scan, match: re.Match[str]) -> None:
@@ -244,16 +255,13 @@ def _word_kind(scan: _Scan, text: str) -> str:
     """Words of the language are words only where they have a meaning; elsewhere they are names."""
     if text in WORDS:
         return text.upper()
-    if not scan.words:
-        return text.upper() if text in STATEMENTS else "NAME"
-    statement = scan.words[0].type
-    if not scan.open and len(scan.words) > 1:
-        if statement == "INPUT" and text in FACTS:
-            return text.upper()
-        if statement == "AXES" and text == BORDER and scan.words[-1].type != "COMMA":
-            return text.upper()
-    if statement in ("MASK", "DEF") and text in STATEMENTS and not scan.open and scan.words[-1].type == "COLON":
-        return text.upper()  # `mask causal: keep k <= q`
+    before = scan.words[-1].type if scan.words else ""
+    begins = not before or (before == "COLON" and scan.statement in ("MASK", "DEF"))  # `mask causal: keep k <= q`
+    if begins and not scan.open and text in STATEMENTS:
+        scan.statement = text.upper()
+        return scan.statement
+    if before in _OPERAND_ENDS and not scan.open and text in _MODIFIERS.get(scan.statement, ()):
+        return text.upper()
     return "NAME"
 
 
@@ -285,10 +293,14 @@ def _report_tab(scan: _Scan, blank: re.Match[str]) -> None:
         scan.tab_reported, scan.broken = True, broken
 
 
-def _skip_blanks(text: str, start: int) -> int:
-    while start < len(text) and text[start] in " \t":
-        start += 1
-    return start
+def _begins_statement(scan: _Scan, start: int) -> bool:
+    """Whether the physical line from `start` on, inside an open bracket, is a statement all the same."""
+    text, at = scan.source.text, start
+    while at < len(text) and text[at] in " \t":
+        at += 1
+    if _STATEMENT_START.match(text, at):
+        return True
+    return _width(text[start:at]) <= scan.indent and _STATEMENT_PERHAPS.match(text, at) is not None
 
 
 def _width(blank: str) -> int:
