@@ -19,6 +19,7 @@ from maskc.elaborate import Elaborator
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
 from maskc.grammar.parser import BYTE_LIMIT, recover
+from maskc.layout import Cell, Layout, seen
 from maskc.lint import lint
 from maskc.reports import ERROR_LIMIT, SIZE_LIMIT, TOO_LARGE, LimitError
 from maskc.scope import (
@@ -32,11 +33,10 @@ from maskc.scope import (
     Table,
     Unknown,
     Value,
-    on_axes,
-    place,
 )
 from maskc.spec import (
     SCORE,
+    TRUE,
     AxisSize,
     BinaryOp,
     Claim,
@@ -53,6 +53,7 @@ from maskc.spec import (
     Offset,
     Parameter,
     ParameterSpec,
+    Part,
     Position,
     Read,
     Score,
@@ -228,7 +229,7 @@ class _Checker(Elaborator):
 
     def _uncalled(self, file: syntax.File, scope: Scope) -> None:
         """Functions and lets that no mask uses are read too, with parameters of which nothing is known."""
-        nowhere = Reading(None, place(Side.Q, ()), place(Side.K, ()), score=SCORE)
+        nowhere = Reading(None, Layout().place(Side.Q), Layout().place(Side.K))
         for item in file.items:
             if isinstance(item, syntax.Function) and id(item) not in self.called:
                 inner = Scope(scope)
@@ -247,7 +248,8 @@ class _Checker(Elaborator):
         """One mask of the file; what could not be read is left out of it."""
         scope = Scope(file_scope)
         axes = self._axes(node)
-        reading = Reading(axes, place(Side.Q, axes), place(Side.K, axes), score=SCORE)
+        layout = Layout(axes)
+        reading = Reading(layout, layout.place(Side.Q), layout.place(Side.K), score=SCORE)
         with self._inlining(node):
             parameters = [self._parameter(p, node.readable, file_scope, scope, reading) for p in node.parameters]
             reading.taken = {p.name for p in parameters} | set(axes)
@@ -346,7 +348,9 @@ class _Checker(Elaborator):
             match statement:
                 case syntax.Axes():
                     for axis in statement.axes:
-                        self._define_given(axis.name, AxisName(axis.name.text), scope)
+                        self._define_given(
+                            axis.name, AxisName(axis.name.text, AxisSize(Type.INT, axis.name.text)), scope
+                        )
                 case syntax.Function():
                     self.function(statement, scope)
                 case syntax.Let() | syntax.Input():
@@ -378,7 +382,17 @@ class _Checker(Elaborator):
             case syntax.Claim():
                 added = self._claim(node, scope, reading)
                 self._expect_mistake(not added)
-            case syntax.Axes() | syntax.Function() | syntax.Pass():
+            case (
+                syntax.Axes()
+                | syntax.Function()
+                | syntax.Pass()
+                | syntax.Packed()
+                | syntax.Mass()
+                | syntax.Normalize()
+                | syntax.Weight()
+                | syntax.Reduce()
+                | syntax.Rows()
+            ):
                 pass
             case syntax.Return():
                 raise AssertionError("the parser leaves no return in a mask")
@@ -544,11 +558,12 @@ class _Checker(Elaborator):
         one = typed.integer(1)
         axes = reading.axes or ()
         last = {a: typed.arithmetic(BinaryOp.SUB, AxisSize(Type.INT, a), one, None) for a in axes}
-        inner.names["q"] = Place(typed.arithmetic(BinaryOp.SUB, _end(Side.Q), one, None), last)
-        inner.names["k"] = Place(typed.arithmetic(BinaryOp.SUB, _end(Side.K), one, None), last)
+        for side in Side:
+            line = typed.arithmetic(BinaryOp.SUB, _end(side), one, None)
+            inner.names[side.value] = Place(line, (Cell(Part(None, axes), TRUE, last),))
         inner.names["seq"] = typed.arithmetic(BinaryOp.SUB, line, one, None)
         for axis in axes:
-            inner.names[axis] = AxisName(axis, last[axis])
+            inner.names[axis] = AxisName(axis, AxisSize(Type.INT, axis), last=last[axis])
         extent = self.number(node, inner, reading)
         if extent is None:
             return None
@@ -621,7 +636,7 @@ class _Checker(Elaborator):
                 return None
             places.append(given)
         return Reading(
-            axes,
+            Layout(axes),
             places[0],
             places[1],
             inputs=reading.inputs,
@@ -636,9 +651,11 @@ class _Checker(Elaborator):
     ) -> Place | None:
         given = arguments.names.get(key, own)
         if isinstance(given, Place):
-            return on_axes(given, axes, reading.axes or ())
+            layout = reading.layout or Layout()
+            side = given.side or Side.Q
+            return seen(given, Layout(axes).parts(side), layout.parts(side), reading.facts, used.name.text)
         span = arguments.spans[key]
-        number = self.scalar(given, span)
+        number = self.scalar(given, span, reading)
         if number is None:
             return None
         if number.type is not Type.INT:
@@ -658,7 +675,7 @@ class _Checker(Elaborator):
         value: Expr | None
         if text in arguments.names:
             span = arguments.spans[text]
-            value = self.scalar(arguments.names[text], span)
+            value = self.scalar(arguments.names[text], span, inside)
             if value is not None and kind is not None and not _converts(value.type, kind):
                 words = typed.TYPE_WORDS
                 self.report(f"'{text}' of mask '{name}' is {words[kind]}; this is {words[value.type]}", span)

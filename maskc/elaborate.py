@@ -14,13 +14,12 @@ from typing import assert_never
 from maskc import typed
 from maskc.diagnostics import Span, did_you_mean
 from maskc.grammar import syntax
-from maskc.operators import Operators
+from maskc.layout import Layout, entry
+from maskc.places import Places, named
 from maskc.reports import DEPTH_LIMIT, LimitError
 from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
 from maskc.spec import (
     AxisSize,
-    Binary,
-    BinaryOp,
     Count,
     Dim,
     DimKind,
@@ -29,7 +28,6 @@ from maskc.spec import (
     InputSpec,
     Length,
     Literal,
-    Offset,
     Read,
     Side,
     Total,
@@ -42,7 +40,7 @@ INLINING_LIMIT = 20
 
 
 @dataclass(eq=False)
-class Elaborator(Operators):
+class Elaborator(Places):
     """Reads expressions; gathers what is wrong with them in `found`."""
 
     work: int = 0
@@ -132,20 +130,24 @@ class Elaborator(Operators):
                 return reading.q
             case "k":
                 return reading.k
-            case "q_len":
-                return Length(Type.INT, Side.Q, span=span)
-            case "k_len":
-                return Length(Type.INT, Side.K, span=span)
+            case "q_len" | "k_len":
+                side = Side(node.text[0])
+                layout = reading.layout
+                return Length(Type.INT, side, span=span) if layout is None else layout.length(side, span)
             case "head" | "kv_head" | "batch":
                 return Index(Type.INT, Count(node.text), span=span)
             case "heads":
                 return Total(Type.INT, Count.HEAD, span=span)
             case "inf":
                 return Literal(Type.FLOAT, float("inf"), span=span)
-            case "score":
-                return Unknown() if reading.score is None else reading.score
-            case _ if reading.axes is not None and node.text in reading.axes:
-                return AxisName(node.text)
+            case "score" | "mass" | "weight":
+                return self.so_far(node.text, reading)
+            case "doc" if reading.layout is not None and reading.layout.documents:
+                return reading.layout.documents[Side.Q].number
+            case name:
+                found = named(reading.layout, name)
+                if found is not None:
+                    return found
         self._report_unknown(node, scope, reading)
         return Unknown()
 
@@ -184,7 +186,7 @@ class Elaborator(Operators):
 
     def _file_let(self, let: LetValue, reading: Reading) -> Value:
         """The value of a let at file level in the mask that reads it."""
-        key = id(let.node)
+        key = (id(let.node), reading.facts, reading.sees_final_score, reading.score, reading.mass, reading.weight)
         if key not in reading.lets:
             if let.node in self.active:
                 self.report(f"'{let.node.name.text}' is defined by itself", let.node.name.span)
@@ -195,10 +197,10 @@ class Elaborator(Operators):
             reading.lets[key] = value
         return reading.lets[key]
 
-    def bare(self, table: InputSpec, span: Span) -> Expr | None:
+    def bare(self, table: InputSpec, span: Span, reading: Reading) -> Expr | None:
         """An input named without brackets, all of whose dims are filled in."""
         if len(_leading(table)) == len(table.dims):
-            return self._read(table, [], span)
+            return self._read(table, [], span, reading)
         open_dims = table.dims[len(_leading(table)) :]
         example = ", ".join(_example(d) for d in open_dims)
         dims = ", ".join(d.text for d in table.dims)
@@ -218,29 +220,12 @@ class Elaborator(Operators):
             case Unknown():
                 return Unknown()
             case AxisName() as axis:
-                if name == "size":
-                    return AxisSize(Type.INT, axis.name, span=node.span)
-                self.report(f"an axis has no '.{name}'", node.name.span, f"write '{axis.name}.size'")
+                return self.of_axis(axis, node)
             case Place() as at:
-                if name in at.coordinates:
-                    return at.coordinates[name]
-                self._report_axis(node, at, reading)
+                return self.of_place(node, at, reading)
             case _:
                 self.report(f"'{owner.span.text}' has no '.{name}'", node.name.span)
         return Unknown()
-
-    def _report_axis(self, node: syntax.Attribute, at: Place, reading: Reading) -> None:
-        name = node.name.text
-        if not at.coordinates:
-            self.report(
-                f"'{node.owner.span.text}' has no coordinate '{name}'",
-                node.name.span,
-                f"add 'axes {name}' to the mask" if not reading.axes else None,
-            )
-            return
-        axes = ", ".join(at.coordinates)
-        hint = did_you_mean(name, at.coordinates) or f"the axes are {axes}"
-        self.report(f"the mask has no axis '{name}'", node.name.span, hint)
 
     # ---- inputs
 
@@ -250,15 +235,15 @@ class Elaborator(Operators):
             case Unknown():
                 return Unknown()
             case Table(input=table):
-                numbers = [self.scalar(v, s) for v, s in indices]
+                numbers = [self.scalar(v, s, reading) for v, s in indices]
                 if any(n is None for n in numbers):
                     return Unknown()
-                return self._read(table, [n for n in numbers if n is not None], node.span) or Unknown()
+                return self._read(table, [n for n in numbers if n is not None], node.span, reading) or Unknown()
             case _:
                 self.report(f"'{node.table.span.text}' is not an input and cannot be indexed", node.table.span)
                 return Unknown()
 
-    def _read(self, table: InputSpec, written: list[Expr], span: Span) -> Expr | None:
+    def _read(self, table: InputSpec, written: list[Expr], span: Span, reading: Reading) -> Expr | None:
         """One entry; leading batch and head dims that are not written are filled in."""
         if not table.dims and not written:
             return Read(table.type, table.name, (), span=span)
@@ -280,7 +265,7 @@ class Elaborator(Operators):
                 return None
         indices: list[Expr] = [Index(Type.INT, Count(d.kind.value), span=span) for d in leading[:missing]]
         for dim, index in zip(table.dims[missing:], written, strict=True):
-            indices.append(_entry(dim, typed.cast(index, Type.INT)))
+            indices.append(entry(dim, typed.cast(index, Type.INT), reading.layout or Layout()))
         return self.made(span, _entry_of, table, tuple(indices))
 
     # ---- calls
@@ -479,13 +464,6 @@ def _leading(table: InputSpec) -> tuple[Dim, ...]:
     while count < len(table.dims) and table.dims[count].kind in (DimKind.BATCH, DimKind.HEAD, DimKind.KV_HEAD):
         count += 1
     return table.dims[:count]
-
-
-def _entry(dim: Dim, index: Expr) -> Expr:
-    """The index along a dim: a dim `q` or `k` counts the tokens of this call, everything else counts positions."""
-    if dim.kind is DimKind.EXTENT and dim.text in ("q", "k"):
-        return Binary(Type.INT, BinaryOp.SUB, index, Offset(Type.INT, Side(dim.text)), span=index.span)
-    return index
 
 
 def _entry_of(table: InputSpec, indices: tuple[Expr, ...], span: Span | None) -> Expr:

@@ -32,7 +32,7 @@ class Operators(Reports, ABC):
         return nullcontext()
 
     @abstractmethod
-    def bare(self, table: InputSpec, span: Span) -> Expr | None:
+    def bare(self, table: InputSpec, span: Span, reading: Reading) -> Expr | None:
         """An input named without brackets, all of whose dims are filled in."""
 
     @abstractmethod
@@ -48,18 +48,21 @@ class Operators(Reports, ABC):
 
     def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
         """A boolean, int or float. The span of a name is where it is read, that of more where it is written."""
-        expr = self.scalar(self.value(node, scope, reading), node.span)
+        expr = self.scalar(self.value(node, scope, reading), node.span, reading)
         return expr if expr is None or children(expr) else replace(expr, span=node.span)
 
-    def scalar(self, value: Value, span: Span) -> Expr | None:
+    def scalar(self, value: Value, span: Span, reading: Reading) -> Expr | None:
         """A value as a boolean, int or float."""
         match value:
             case Unknown():
                 return None
             case Place():
+                if value.numberless is not None:
+                    self.report(value.numberless, span, "compare coordinates, for example 'q.x' and 'k.x'")
+                    return None
                 return value.line
             case Table():
-                return self.bare(value.input, span)
+                return self.bare(value.input, span, reading)
             case AxisName(last=None):
                 self.report(
                     f"'{value.name}' is an axis, not a number",
@@ -78,6 +81,14 @@ class Operators(Reports, ABC):
                 raise AssertionError("masks and lets are inlined where their name is read")
             case _:
                 return value
+
+    @abstractmethod
+    def part_named(self, node: syntax.Expression, scope: Scope, reading: Reading) -> AxisName | None:
+        """The part or axis that an expression names, if it is such a name."""
+
+    @abstractmethod
+    def in_part(self, item: Value, part: AxisName, node: syntax.Expression, span: Span) -> Expr | None:
+        """`item in part`. node: where the part is named."""
 
     # ---- operators
 
@@ -141,6 +152,12 @@ class Operators(Reports, ABC):
     def _comparison(self, node: syntax.Comparison, scope: Scope, reading: Reading) -> Expr | None:
         """`a < b <= c` is `a < b and b <= c`."""
         self._lint_comparison(node)
+        if len(node.comparators) == 1 and node.comparators[0].text.endswith("in"):
+            part = self.part_named(node.operands[1], scope, reading)
+            if part is not None:
+                found = self.in_part(self.value(node.operands[0], scope, reading), part, node.operands[1], node.span)
+                negated = found is not None and node.comparators[0].text == "not in"
+                return self.made(node.span, typed.negation, found) if found is not None and negated else found
         operands: list[Expr | None] = []
         for position, operand in enumerate(node.operands):
             is_container = position > 0 and node.comparators[position - 1].text.endswith("in")

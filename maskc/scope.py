@@ -1,35 +1,33 @@
 """What names stand for while a mask is read: positions, axes, inputs, functions and masks, in nested scopes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from maskc import typed
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
-from maskc.spec import AxisSize, BinaryOp, Claim, Coordinate, Expr, InputSpec, Position, Side, Type
-
-
-@dataclass(frozen=True)
-class Place:
-    """A position that may be passed on: its number on the line, and its coordinates by axis."""
-
-    line: Expr
-    coordinates: Mapping[str, Expr] = field(default_factory=dict)
+from maskc.layout import NO_FACTS, Facts, Layout, Place
+from maskc.spec import ONE, WEIGHT, Claim, Expr, InputSpec, Normalizer, Reduction, Rows
 
 
 @dataclass(frozen=True)
 class AxisName:
-    """An axis; `y.size` is all that can be asked of it. last: what the bare name means inside dims."""
+    """An axis or a part, `size` tokens long (None where parts of that name differ).
+
+    part: whether tokens can be `in` it. last: what the bare name means inside dims.
+    """
 
     name: str
+    size: Expr | None
+    part: bool = False
     last: Expr | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """An input."""
+    """An input, a made table, or a reduction read like one."""
 
     input: InputSpec
+    reduction: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,21 @@ Value = Expr | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | 
 class Scope:
     """Names and what they stand for; what is not here is looked up in `parent`.
 
-    spans: where each was defined. later: names that a line further down defines.
+    spans: where each was defined. later: names that a line further down defines. read: those that something read.
     """
 
     parent: "Scope | None" = None
     names: dict[str, Value] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
     later: dict[str, Span] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
     def find(self, name: str) -> Value | None:
         """What a name stands for here, None if nothing."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.names:
+                scope.read.add(name)
                 return scope.names[name]
             if name in scope.later:
                 return None  # not the meaning that it has further out
@@ -108,37 +108,39 @@ class Scope:
 class Reading:
     """The mask in which expressions are read: its index space, and what becomes part of the spec.
 
-    axes: of the mask whose text is read; None where no mask is known (a function that nobody calls). inputs and claims
-    belong to the mask that is compiled, also while it reads another one as a predicate.
+    layout: of the mask whose text is read; None where no mask is known (a function that nobody calls). q, k: the query
+    and the key as this text sees them; facts: where they can be in what is being read. inputs, made tables among them,
+    and claims belong to the mask that is compiled, also while it reads another one as a predicate.
     """
 
-    axes: tuple[str, ...] | None
+    layout: Layout | None
     q: Place
     k: Place
+    facts: Facts = NO_FACTS
     inputs: dict[str, InputSpec] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
-    score: Expr | None = None
-    lets: dict[int, Value] = field(default_factory=dict)
+    lets: dict[tuple[object, ...], Value] = field(default_factory=dict)
     statements: list[Span] = field(default_factory=list)  # of the clauses
     structural: set[str] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)  # parameters and axes of the mask that is compiled
     use: Span | None = None  # where that mask uses the one whose text is read
 
+    line: str = ""  # the word of the statement that is being read: keep, score, claim, ...
+    score: Expr | None = None  # what the names mean so far; None where no mask is known
+    mass: Expr = ONE
+    weight: Expr = WEIGHT
+    normalizer: Normalizer | None = None
+    reductions: dict[str, Reduction] = field(default_factory=dict)
+    rows: Rows | None = None
+    free: set[str] = field(default_factory=set)  # dims that are names of their own and can be read as numbers
+    folds: list[str] = field(default_factory=list)  # names bound by the folds around what is being read
 
-def place(side: Side, axes: tuple[str, ...]) -> Place:
-    """The position of the query or key on a grid of `axes`, or on a line where there are none."""
-    return Place(Position(Type.INT, side), {a: Coordinate(Type.INT, side, a) for a in axes})
+    @property
+    def axes(self) -> tuple[str, ...] | None:
+        """The names of the axes; None where no mask is known."""
+        return None if self.layout is None else self.layout.axis_names
 
-
-def on_axes(given: Place, axes: tuple[str, ...], all_axes: tuple[str, ...]) -> Place:
-    """A position on a grid of `all_axes` as a mask of fewer axes sees it: its number is row-major on those.
-
-    A mask without axes sees the number on the whole grid.
-    """
-    if not axes or axes == all_axes:
-        return given
-    line = given.coordinates[axes[0]]
-    for axis in axes[1:]:
-        line = typed.arithmetic(BinaryOp.MUL, line, AxisSize(Type.INT, axis), None)
-        line = typed.arithmetic(BinaryOp.ADD, line, given.coordinates[axis], None)
-    return Place(line, {a: given.coordinates[a] for a in axes})
+    @property
+    def sees_final_score(self) -> bool:
+        """Whether `score` is the final one in what is being read."""
+        return self.line in ("mass", "normalize", "weight")

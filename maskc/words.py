@@ -17,9 +17,9 @@ FUNCTIONS = {
     "sqrt": UnaryOp.SQRT,
 }
 BUILTINS = {*FUNCTIONS, "min", "max", "clamp", "where", "range"}
-PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "score", "inf"}
+PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "score", "mass", "weight", "inf"}
 # Of the language, but not of this version.
-LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale", "weight", "mass"}
+LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale"}
 OPTIONS = {"q_offset", "k_offset", "engine", "return_lse", "aux", "validate", "mask"}
 PARAMETER_NAMES = frozenset((PRELUDE - {"inf"}) | OPTIONS)  # names that parameters of functions may take over
 

@@ -1,0 +1,144 @@
+"""What is asked of positions: their coordinates, the part that they lie in, and whether that is known.
+
+A coordinate of a part that the token might not be in is a mistake, unless a membership test guards the place where it
+is read. `assuming` is entered wherever the meaning of an expression makes sure of a condition.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from maskc.diagnostics import Span, did_you_mean
+from maskc.grammar import syntax
+from maskc.layout import Layout, assumed, coordinate, in_part, segment, strays
+from maskc.operators import Operators
+from maskc.scope import AxisName, Place, Reading, Scope, Unknown, Value
+from maskc.spec import FINAL_SCORE, Expr, Part
+
+
+class Places(Operators):
+    """Reads coordinates, sizes and memberships."""
+
+    @contextmanager
+    def assuming(self, condition: Expr | None, holds: bool, reading: Reading) -> Iterator[None]:
+        """While this is entered, expressions are read that are evaluated only where `condition` is what `holds` says;
+        `condition` is None where it could not be read.
+        """
+        before = reading.facts
+        if condition is not None:
+            self.assume(condition, holds, reading)
+        try:
+            yield
+        finally:
+            reading.facts = before
+
+    def assume(self, condition: Expr, holds: bool, reading: Reading) -> None:
+        """From here on, expressions are read that are evaluated only where `condition` is what `holds` says."""
+        places = [p for p in (reading.q, reading.k) if len(p.cells) > 1 and p.side is not None]
+        if places:
+            reading.facts = assumed(reading.facts, places, condition, holds)
+
+    def so_far(self, name: str, reading: Reading) -> Value:
+        """What `score`, `mass` or `weight` stands for in what is being read."""
+        if reading.score is None:
+            return Unknown()
+        if name == "score":
+            return FINAL_SCORE if reading.sees_final_score else reading.score
+        return reading.mass if name == "mass" else reading.weight
+
+    def of_axis(self, axis: AxisName, node: syntax.Attribute) -> Value:
+        """`y.size`, `text.size`."""
+        name = node.name.text
+        if name != "size":
+            what = "a part" if axis.part else "an axis"
+            self.report(f"{what} has no '.{name}'", node.name.span, f"write '{axis.name}.size'")
+        elif axis.size is None:
+            self.report(
+                f"the parts named '{axis.name}' have different sizes", node.span, "give them names of their own"
+            )
+        else:
+            return replace(axis.size, span=node.span)
+        return Unknown()
+
+    def of_place(self, node: syntax.Attribute, at: Place, reading: Reading) -> Value:
+        """`q.y`, `q.text`, `q.segment`, `q.size` and the like, of a position."""
+        name = node.name.text
+        if name == "segment":
+            return self._segment(node, at)
+        value = coordinate(at, name, reading.facts)
+        if value is None:
+            self._report_axis(node, at, reading)
+            return Unknown()
+        astray = strays(at, name, reading.facts)
+        if astray:
+            self._report_stray(node, at, name, astray)
+            return Unknown()
+        return replace(value, span=node.span)
+
+    def _segment(self, node: syntax.Attribute, at: Place) -> Value:
+        if at.numberless is not None or not any(cell.part.name is not None for cell in at.cells):
+            message = f"'{node.owner.span.text}' lies in no named part"
+            self.report(at.numberless or message, node.span, "name parts: 'axes cls: 1, patch: (y, x)'")
+            return Unknown()
+        return replace(segment(at), span=node.span)
+
+    def _report_stray(self, node: syntax.Attribute, at: Place, name: str, astray: list[Part]) -> None:
+        owner = node.owner.span.text
+        others = " or ".join(dict.fromkeys(f"'{part.name}'" for part in astray))
+        home = next(cell.part.name for cell in at.cells if name in cell.values)
+        self.report(
+            f"'{owner}' may lie in {others}, where it has no '{name}'",
+            node.span,
+            f"guard it: 'where({owner} in {home}, ..., ...)', '{owner} in {home} and ...', "
+            f"or 'keep {owner} in {home}' above",
+        )
+
+    def _report_axis(self, node: syntax.Attribute, at: Place, reading: Reading) -> None:
+        name, owner = node.name.text, node.owner.span.text
+        known = list(dict.fromkeys(n for cell in at.cells for n in cell.values))
+        layout = reading.layout
+        if known:
+            hint = did_you_mean(name, known) or f"the axes are {', '.join(known)}"
+            whose = "the mask" if layout is None or not layout.separate else owner
+            self.report(f"{whose} has no axis '{name}'", node.name.span, hint)
+        else:
+            hint = f"add 'axes {name}' to the mask" if layout is None or not layout.axis_names else None
+            self.report(f"'{owner}' has no coordinate '{name}'", node.name.span, hint)
+
+    def part_named(self, node: syntax.Expression, scope: Scope, reading: Reading) -> AxisName | None:
+        """The part or axis that an expression names, if it is such a name."""
+        while isinstance(node, syntax.Bracketed):
+            node = node.inner
+        if not isinstance(node, syntax.Name):
+            return None
+        found = scope.find(node.text) or named(reading.layout, node.text)
+        return found if isinstance(found, AxisName) and found.last is None else None
+
+    def in_part(self, item: Value, part: AxisName, node: syntax.Expression, span: Span) -> Expr | None:
+        """`item in part`. node: where the part is named."""
+        if isinstance(item, Unknown):
+            return None
+        if not part.part:
+            self.report(
+                f"'{part.name}' is an axis, not a part", node.span, f"name a part: 'axes tokens: ({part.name})'"
+            )
+            return None
+        if not isinstance(item, Place):
+            self.report("only positions lie in parts", span, f"write 'q in {part.name}' or 'k in {part.name}'")
+            return None
+        found = in_part(item, part.name)
+        if found is None:
+            names = list(dict.fromkeys(cell.part.name for cell in item.cells if cell.part.name is not None))
+            hint = f"its parts are {', '.join(names)}" if names else None
+            self.report(f"this position has no part '{part.name}'", node.span, hint)
+            return None
+        return replace(found, span=span)
+
+
+def named(layout: Layout | None, name: str) -> AxisName | None:
+    """The axis or part of that name."""
+    if layout is None:
+        return None
+    if name in layout.part_names:
+        return AxisName(name, layout.tokens(name), part=True)
+    return AxisName(name, layout.axis_size(name)) if name in layout.axis_names else None
