@@ -1,73 +1,38 @@
-"""Tokens of one logical line to a node of the syntax tree: the only place that knows lark.
+"""Tokens of one logical line to a node of the syntax tree.
 
 In: the tokens that lexer.py made. Out: what mask.lark makes of them, every rule a method of the builder.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, cast
 
-from lark import Lark, Token, Transformer, UnexpectedToken
-from lark.lexer import Lexer
+from lark import Transformer
 
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
 from maskc.grammar.lexer import Word
+from maskc.grammar.machine import Machine, machine
 
 Item = syntax.Mask | syntax.Statement
 
 
-class FormError(Exception):
-    """A line that the grammar cannot read: from its word number `at` on, or as long as it is where it goes no further.
-
-    expected: the terminals that the grammar knows there.
-    """
-
-    def __init__(self, at: int, expected: set[str]) -> None:
-        super().__init__(at, expected)
-        self.at = at
-        self.expected = expected
-
-
 def read(words: Sequence[Word]) -> Item:
     """What a line says. Raises FormError."""
-    try:
-        item: Any = _grammar().parse(words)  # whatever the builder's method for the line returns
-    except UnexpectedToken as error:
-        at = next((i for i, word in enumerate(words) if word is error.token), len(words))
-        raise FormError(at, set(error.expected)) from None
-    return cast(Item, item)
-
-
-class _Given(Lexer):
-    """Hands lark the tokens that lexer.py has made."""
-
-    def __init__(self, lexer_conf: Any) -> None:
-        pass
-
-    def lex(self, lexer_state: Any, parser_state: Any = None) -> Iterator[Token]:
-        """The tokens themselves; lark passes on whatever `parse` was given."""
-        return iter(lexer_state)
+    return cast(Item, _machine().run(words))  # what the builder's method for the line returns
 
 
 @functools.cache
-def _grammar() -> Lark:
-    text = files("maskc.grammar").joinpath("mask.lark").read_text(encoding="utf-8")
-    return Lark(
-        text,
-        parser="lalr",
-        lexer=_Given,
-        start="line",
-        transformer=_Builder(),
-        keep_all_tokens=True,
-        maybe_placeholders=False,
-    )
+def _machine() -> Machine:
+    return machine(_Builder())
 
 
 def _covering(first: Any, last: Any) -> Span:
-    return Span(first.span.source, first.span.start, last.span.end)
+    """From one word, node or part of one to another; words have a span only when they are asked for it."""
+    start = first if isinstance(first, Word) else first.span
+    end = last if isinstance(last, Word) else last.span
+    return Span(start.source, start.start, end.end)
 
 
 def _nodes(children: Sequence[Any]) -> tuple[Any, ...]:

@@ -4,8 +4,8 @@ In: a line that begins no statement, or one and where the grammar could not go o
 """
 
 from maskc.diagnostics import Diagnostic, Span, did_you_mean
-from maskc.grammar.builder import FormError
 from maskc.grammar.lexer import FACTS, STATEMENTS, Line, Word
+from maskc.grammar.machine import FormError
 
 _CONDITIONS = "write 'A if condition else B', or join conditions with 'and' and 'or'"
 _STATEMENT_HINTS = {

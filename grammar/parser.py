@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span
 from maskc.grammar import syntax
-from maskc.grammar.builder import FormError, Item, read
+from maskc.grammar.builder import Item, read
 from maskc.grammar.lexer import CHANGES, STATEMENTS, Line, Word, logical_lines
+from maskc.grammar.machine import FormError
 from maskc.grammar.mistakes import explained, no_statement
 
 ERROR_LIMIT = 100
