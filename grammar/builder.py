@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lark import Transformer
-
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
 from maskc.grammar.lexer import Word
@@ -49,7 +47,7 @@ def _operator(assignment: Word) -> str | None:
     return str(assignment)[:-1] or None
 
 
-class _Builder(Transformer[Any, Any]):
+class _Builder:
     """One method per rule of mask.lark: the children of the rule, tokens and all, to a node."""
 
     def name(self, children: list[Any]) -> syntax.Name:

@@ -1,4 +1,4 @@
-"""The tables that lark makes of mask.lark, and the loop that follows them.
+"""The tables that lark makes of mask.lark, and the loop that follows them: the only place that knows lark.
 
 lark's own loop takes one step per level of precedence for every operand, most of them for rules that hand their only
 child on. Here all of those in a row are one step, looked up once it was found.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from lark import Lark, Token, Transformer
+from lark import Lark, Token
 from lark.lexer import Lexer
 from lark.parse_tree_builder import ExpandSingleChild
 from lark.parsers.lalr_analysis import Reduce, Shift
@@ -96,8 +96,8 @@ class Machine:
         return {name for name in (*self.following[state], *self.reductions[state]) if name.isupper()}
 
 
-def machine(builder: Transformer[Any, Any]) -> Machine:
-    """The automaton of mask.lark with a builder's methods."""
+def machine(builder: object) -> Machine:
+    """The automaton of mask.lark; rules are built by the builder's methods of their names, each given its children."""
     text = files("maskc.grammar").joinpath("mask.lark").read_text(encoding="utf-8")
     lark = Lark(
         text,
