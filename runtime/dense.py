@@ -1,116 +1,368 @@
 """The `dense` engine: every kept pair by the textbook formulas. It is the meaning, and every other engine is judged by
 it.
 
-out = softmax(score over kept pairs) V and lse = logsumexp(score over kept pairs), differentiable by torch's own
-autograd. It has a reading of `Expr` of its own and shares no code with the analysis, the plans or the kernels. Memory
-is O(q_len x k_len) per head.
+Scores of kept pairs, then weights as the spec's normaliser and its `weight` lines say, then weights times V; all of it
+differentiable by torch's own autograd. It has a reading of `Expr` of its own (`dense_read`) and shares no code with the
+analysis, the plans or the kernels. Memory is O(q_len x k_len) per head, times the length of the vectors where an
+expression has a dot product other than query with key.
 
 What is guaranteed: a dropped pair and a branch not taken are never evaluated, for values or gradients: operands are
-restricted to the pairs that count, so no finished NaN needs to be masked away. A row without kept pairs, or whose kept
-pairs all have score -inf, has output 0, lse -inf and zero gradients. Floats that decide a pair or an integer are
-float64. Scores are computed in the dtype of q; for 16-bit q, `score` expressions run in float32 and are rounded to the
-dtype.
+restricted to the pairs that count, so no finished NaN needs to be masked away. A kept pair of score -inf or of mass 0
+weighs 0, whatever the normaliser and the `weight` lines; the derivative by a mass of 0 is exact, every derivative
+through a score of -inf is 0. A row without pairs that weigh anything has output 0, lse -inf (that of its sink, where it
+has one) and zero gradients.
+
+Floats that decide a pair or an integer are float64, read from scores as they were computed. Scores are computed in the
+dtype of q; for 16-bit q, expressions run in float32 and a plain softmax works on scores rounded to the dtype, all other
+forms in float32 throughout. Expressions that read `cumsum` tables run in float64 and are rounded.
 """
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator
+from functools import cached_property
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from maskc.runtime.dense_normalize import Normalized, entmax, rowsum, softmax
+from maskc.runtime.dense_read import Pairs, Planes, for_query_heads, read, wide
+from maskc.runtime.dense_reduce import joined
 from maskc.runtime.inputs import Call
 from maskc.spec import (
-    COMPARISONS,
+    ONE,
     SCORE,
-    AxisSize,
-    Binary,
-    BinaryOp,
-    Cast,
-    Coordinate,
-    Count,
+    WEIGHT,
+    Bucket,
+    Dim,
+    DimKind,
+    Dot,
     Expr,
-    Index,
-    Length,
-    Literal,
-    Offset,
-    Parameter,
-    Position,
+    Form,
+    Member,
+    Normalizer,
+    PrefixSum,
     Read,
-    Score,
-    Select,
+    Reduction,
+    Row,
+    RowDefault,
     Side,
-    Total,
     Type,
-    Unary,
-    UnaryOp,
+    walk,
 )
 
 
-def attention(call: Call) -> tuple[Tensor, Tensor]:
-    """Output [batch, heads, q_len, D_v] in the dtype of q and lse [batch, heads, q_len] in float32 (float64 for float64
-    q).
+def attention(call: Call) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """Output, log-sum-exp and the spec's outputs by name.
+
+    The output is [batch, heads, q_len, D_v] in the dtype of q. lse, [batch, heads, q_len], and outputs, [batch, heads,
+    *dims], are float32 (float64 for float64 q; counts are int64); lse is None where the normaliser is no softmax.
     """
-    kept = kept_pairs(call)
-    _, scores = scores_of(call, kept)
-    v = _seen(_for_query_heads(call.v, call), kept, dim=-2)
-    return _softmax(scores, v)
+    flow = Flow(call)
+    lse = flow.normalized.lse
+    if lse is not None:
+        lse = _reached(wide(lse), call)
+    aux = {r.name: flow.table(r.name) for r in call.spec.reductions if r.output}
+    return _reached(flow.out.to(call.q.dtype), call), lse, aux
 
 
 def kept_pairs(call: Call) -> Tensor:
     """The predicate at every pair: bool [batch, heads, q_len, k_len]."""
-    pairs = Pairs.all(call)
-    shape = (call.sizes.batch, call.sizes.heads, call.sizes.q_len, call.sizes.k_len)
-    return _read(call.spec.predicate, pairs).broadcast_to(shape)
+    return read(call.spec.predicate, Pairs.all(Planes(call))).broadcast_to(_shape(call))
 
 
 def scores_of(call: Call, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """First and final score, [batch, heads, q_len, k_len]; the final one is -inf where a pair is dropped.
+    """First and final score, [batch, heads, q_len, k_len]; the final one is -inf where a pair is not in `kept`.
 
-    Both are differentiable; the first is a node of the final one's graph.
+    Both are differentiable; the final one is made of the first wherever it reads it.
     """
-    q = _seen(call.q, kept, dim=-1)
-    k = _seen(_for_query_heads(call.k, call), kept, dim=-2)
-    first = (q @ k.transpose(-1, -2)) * call.scale
-    if call.spec.score == SCORE:
-        return first, first.masked_fill(~kept, -torch.inf)
-    with torch.no_grad():
-        value = _final_score(call, first, kept)
-    # Every derivative through a pair of score -inf is 0: such pairs do not enter the differentiable evaluation.
-    return first, _final_score(call, first, kept & (value != -torch.inf))
+    flow = Flow(call, kept)
+    return flow.first, flow.final
 
 
-def _final_score(call: Call, first: Tensor, kept: Tensor) -> Tensor:
-    index = kept.nonzero(as_tuple=True)
-    float_dtype = torch.float32 if first.dtype.itemsize == 2 else first.dtype
-    score = first[index].to(float_dtype)
-    pairs = Pairs.at(call, index, float_dtype, score)
-    value = _read(call.spec.score, pairs).broadcast_to(index[0].shape)
-    # Also a score that does not read the first one is a node of its graph, with derivative 0.
-    value = torch.where(torch.ones_like(value, dtype=torch.bool), value, score)
-    return torch.full_like(first, -torch.inf).index_put(index, value.to(first.dtype))
+def _shape(call: Call) -> tuple[int, int, int, int]:
+    return call.sizes.batch, call.sizes.heads, call.sizes.q_len, call.sizes.k_len
 
 
-def _softmax(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights times v, and log-sum-exp; rows of -inf alone give 0 and -inf, with zero gradients."""
-    if scores.shape[-1] == 0:
-        lse = scores.sum(-1) - torch.inf
-    else:
-        top = scores.detach().amax(-1, keepdim=True)
-        empty = top == -torch.inf
-        weights = torch.exp(scores - top.masked_fill(empty, 0))
-        total = weights.sum(-1, keepdim=True).masked_fill(empty, 1)
-        lse = (torch.log(total) + top).squeeze(-1)
-        scores = weights / total
-    return scores @ v, lse.to(torch.float64 if lse.dtype is torch.float64 else torch.float32)
+def _reached(result: Tensor, call: Call) -> Tensor:
+    """The same values, with derivative 0 by whatever of the call they were not made of."""
+    everywhere = torch.ones_like(result, dtype=torch.bool)
+    for x in (call.q, call.k, call.v, *call.inputs.values()):
+        if x.requires_grad:
+            corner = x[(slice(0, 1),) * x.dim()].sum()
+            result = torch.where(everywhere, result, corner.to(result.dtype))
+    return result
 
 
-def _for_query_heads(x: Tensor, call: Call) -> Tensor:
-    """K or V with one entry per query head."""
-    return (
-        x
-        if call.sizes.heads == call.sizes.kv_heads
-        else x.repeat_interleave(call.sizes.heads // call.sizes.kv_heads, 1)
-    )
+class Flow(Planes):
+    """One call from its predicate to its output. Every stage is computed when something asks for it: a `weight` line
+    may read a reduction that reads the normalised weight.
+
+    kept: the pairs to take instead of those of the spec.
+    """
+
+    def __init__(self, call: Call, kept: Tensor | None = None):
+        super().__init__(call)
+        self._given_kept = kept
+        self._reduced: dict[str, Tensor] = {}
+        spec = call.spec
+        changed = spec.normalizer != Normalizer() or spec.mass != ONE or spec.weight != WEIGHT or spec.reductions
+        self._float = wide(call.q).dtype
+        self._dtype = self._float if changed else call.q.dtype
+        self._exact_tables = {i.name for i in spec.inputs if isinstance(i.source, PrefixSum) and i.type is Type.FLOAT}
+
+    # ---- pairs
+
+    @cached_property
+    def predicate(self) -> Tensor:
+        """Which pairs the `keep` lines keep."""
+        return kept_pairs(self.call) if self._given_kept is None else self._given_kept
+
+    @cached_property
+    def computed(self) -> Tensor | None:
+        """Bool column of the rows that are computed; None for all."""
+        rows = self.call.spec.rows
+        if rows is None:
+            return None
+        return read(rows.computed, Pairs.rows(Planes(self.call))).broadcast_to((*_shape(self.call)[:3], 1))
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """The pairs that take part."""
+        return self.predicate if self.computed is None else self.predicate & self.computed
+
+    @cached_property
+    def live(self) -> Tensor:
+        """Those with a score above -inf."""
+        return self.kept & (self.final.detach() != -torch.inf)
+
+    # ---- scores
+
+    @cached_property
+    def dots(self) -> Tensor:
+        """query . key of rows that occur in a pair."""
+        q = _seen(self.call.q, self.kept, dim=-1)
+        k = _seen(for_query_heads(self.call.k, self.call), self.kept, dim=-2)
+        return q.to(self._dtype) @ k.to(self._dtype).transpose(-1, -2)
+
+    @cached_property
+    def final(self) -> Tensor:
+        """The score behind all `score` lines; -inf where no pair takes part."""
+        score = self.call.spec.score
+        if score == SCORE:
+            return self.first.masked_fill(~self.kept, -torch.inf)
+        # Every derivative through a pair of score -inf is 0: such pairs do not enter the differentiable evaluation.
+        value = self._plane(score, self.kept, of_others=-torch.inf, graph=False)
+        return self._plane(score, self.kept & (value != -torch.inf), of_others=-torch.inf)
+
+    # ---- weights
+
+    @cached_property
+    def mass(self) -> Tensor | None:
+        """Factor on the unnormalised weight, 0 where no pair takes part; None for 1."""
+        mass = self.call.spec.mass
+        return None if mass == ONE else self._plane(mass, self.live)
+
+    @cached_property
+    def normalized(self) -> Normalized:
+        """What the normaliser gives."""
+        normalizer = self.call.spec.normalizer
+        match normalizer.form:
+            case Form.SOFTMAX:
+                return softmax(self.final, self.mass, self._column(normalizer.sink, of_others=-torch.inf))
+            case Form.ROWSUM:
+                return rowsum(self._parts(normalizer), self._column(normalizer.sink, of_others=0.0))
+            case Form.NONE:
+                parts = self._parts(normalizer)
+                return Normalized(parts, None, parts.new_zeros((*parts.shape[:3], 1), dtype=torch.bool))
+            case Form.ENTMAX:
+                alpha = self._column(normalizer.alpha, of_others=2.0)
+                assert alpha is not None, "the checker gives entmax its alpha"
+                return entmax(self.final, alpha, self.mass)
+            case _:
+                assert_never(normalizer.form)
+
+    def _parts(self, normalizer: Normalizer) -> Tensor:
+        """Unnormalised weights of a form that says them."""
+        assert normalizer.value is not None, "the checker gives the form its value"
+        if self.mass is None:
+            return self._plane(normalizer.value, self.live)
+        # At mass 0 the value is a factor of the derivative by the mass and nothing else; 0 * inf must not arise.
+        without = self.live & (self.mass == 0)
+        largest = torch.finfo(self._dtype).max
+        factor = self._plane(normalizer.value, without, graph=False).clamp(-largest, largest)
+        return self.mass * torch.where(without, factor, self._plane(normalizer.value, self.live & ~without))
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weight as the normaliser gives it."""
+        return self.normalized.weights
+
+    @cached_property
+    def applied(self) -> Tensor:
+        """The weight that multiplies v."""
+        weight = self.call.spec.weight
+        if weight == WEIGHT:
+            return self.weight
+        counted = self.live & ~self.normalized.empty
+        if self.mass is None:
+            return self._plane(weight, counted)
+        # What weighs 0 stays 0 under `weight += ...`; only the derivative by the mass passes through its factor.
+        pruned = (counted & (self.mass == 0)).nonzero(as_tuple=True)
+        zeros = self._values(weight, pruned) - self._values(weight, pruned, fixed_weight=True)
+        return self._plane(weight, counted & (self.mass != 0)).index_put(pruned, zeros)
+
+    @cached_property
+    def out(self) -> Tensor:
+        """Weights times v, and the default of rows that are not computed."""
+        v = for_query_heads(self.call.v, self.call).to(self._dtype)
+        out = self.applied @ _seen(v, self.live, dim=-2)
+        rows = self.call.spec.rows
+        if rows is None or self.computed is None:
+            return out
+        match rows.default:
+            case RowDefault.ZERO:
+                default = torch.zeros_like(out)
+            case RowDefault.MEAN:
+                default = _mean(v, self.predicate & ~self.computed)
+            case RowDefault.PASS:
+                default = self._own_value(v)
+            case _:
+                assert_never(rows.default)
+        return torch.where(self.computed, out, default)
+
+    def _own_value(self, v: Tensor) -> Tensor:
+        """v of the key at each query's position, 0 where there is none."""
+        pairs = Pairs.rows(Planes(self.call))
+        key = self._key_at(pairs).broadcast_to((*v.shape[:2], self.call.sizes.q_len, 1)).squeeze(-1)
+        inside = (key >= 0) & (key < v.shape[2])
+        if v.shape[2] == 0:
+            return v.new_zeros((*key.shape, v.shape[3]))
+        own = v.gather(2, key.masked_fill(~inside, 0).unsqueeze(-1).expand(-1, -1, -1, v.shape[3]))
+        return torch.where(inside.unsqueeze(-1), own, 0)
+
+    def _key_at(self, pairs: Pairs) -> Tensor:
+        """Number of the key at each query's position among those of the call; -1 beyond a grid with a border."""
+        position, spec = pairs.position(Side.Q), self.call.spec
+        if spec.border is None:
+            return position - pairs.offset(Side.K)
+        border = read(spec.border, pairs)
+        axes = spec.axes or spec.keys[0].axes
+        number, stride = torch.zeros_like(position), torch.ones_like(position)
+        for place, name in reversed(list(enumerate(axes))):
+            size = self.call.sizes.axis[name]
+            coordinate, position = (position % size, position // size) if place else (position, position)
+            number = torch.where((coordinate < size) & (number >= 0), number + (coordinate + border) * stride, -1)
+            stride = stride * (size + 2 * border)
+        return number
+
+    # ---- reductions
+
+    def table(self, name: str) -> Tensor:
+        """An input, or a reduction [batch, heads, *dims]."""
+        reduction = self.call.spec.reduction(name)
+        if reduction is None:
+            return super().table(name)
+        if name not in self._reduced:
+            self._reduced[name] = self._reduce(reduction)
+        return self._reduced[name]
+
+    def _reduce(self, reduction: Reduction) -> Tensor:
+        shape = (*_shape(self.call)[:2], *(self._extent(dim) for dim in reduction.dims))
+        index = self.kept.nonzero(as_tuple=True)
+        place = index[0] * shape[1] + index[1]
+        inside = torch.ones_like(place, dtype=torch.bool)
+        pairs = self._pairs(index, graph=False)
+        for slot, extent in zip(reduction.indices, shape[2:], strict=True):
+            at = read(slot, pairs)
+            inside = inside & (at >= 0) & (at < extent)
+            place = place * extent + at
+        index = tuple(x[inside] for x in index)
+        return joined(reduction.op, self._contributions(reduction, index), place[inside], math.prod(shape)).view(shape)
+
+    def _contributions(self, reduction: Reduction, index: tuple[Tensor, ...]) -> Tensor:
+        """What the listed pairs contribute, differentiable but for pairs of score -inf.
+
+        For a reduction that the score itself reads, those are the pairs that contribute -inf.
+        """
+        values = self._values(reduction.value, index, graph=False)
+        if reduction.value.type is not Type.FLOAT:
+            return values
+        derived = values != -torch.inf
+        if reduction.name not in self._behind_score:
+            derived = derived & self.live[index]
+        chosen = tuple(x[derived] for x in index)
+        return values.index_put((derived,), self._values(reduction.value, chosen))
+
+    @cached_property
+    def _behind_score(self) -> frozenset[str]:
+        """The reductions that the score is made of."""
+        found: set[str] = set()
+        waiting = [self.call.spec.score]
+        while waiting:
+            for name in set(_tables(waiting.pop())) - found:
+                reduction = self.call.spec.reduction(name)
+                if reduction is not None:
+                    found.add(name)
+                    waiting += [*reduction.indices, reduction.value]
+        return frozenset(found)
+
+    def _extent(self, dim: Dim) -> int:
+        sizes = self.call.sizes
+        match dim.kind:
+            case DimKind.EXTENT:
+                assert dim.extent is not None
+                extent = read(dim.extent, Pairs.all(Planes(self.call)))
+                return max(int(extent.max()), 0) if extent.numel() else 0
+            case DimKind.FREE:
+                return sizes.free_size[dim.text]
+            case _:
+                raise AssertionError("the checker gives the dims of a reduction an extent")
+
+    # ---- expressions
+
+    def _plane(self, expr: Expr, at: Tensor, of_others: float = 0.0, *, graph: bool = True) -> Tensor:
+        """A float expression at the pairs, or at the rows, where `at` holds."""
+        index = at.nonzero(as_tuple=True)
+        plane = torch.full(at.shape, of_others, dtype=self._dtype, device=at.device)
+        return plane.index_put(index, self._values(expr, index, graph=graph))
+
+    def _column(self, expr: Expr | None, of_others: float) -> Tensor | None:
+        """A float expression at the rows that are computed, as a column."""
+        if expr is None:
+            return None
+        if self.computed is None:
+            rows = torch.ones(_shape(self.call)[:3], dtype=torch.bool, device=self.call.q.device)
+        else:
+            rows = self.computed.squeeze(-1)
+        return self._plane(expr, rows, of_others).unsqueeze(-1)
+
+    def _values(
+        self, expr: Expr, index: tuple[Tensor, ...], *, graph: bool = True, fixed_weight: bool = False
+    ) -> Tensor:
+        """An expression at listed pairs or rows: bool, int64 or, rounded, the dtype of planes."""
+        pairs = self._pairs(index, graph, fixed_weight, exact=not self._exact_tables.isdisjoint(_tables(expr)))
+        value = read(expr, pairs).broadcast_to(index[0].shape)
+        return value.to(self._dtype) if expr.type is Type.FLOAT else value
+
+    def _pairs(self, index: tuple[Tensor, ...], graph: bool, fixed_weight: bool = False, exact: bool = False) -> Pairs:
+        batch, head, query, *key = index
+        dtype = torch.float64 if exact else self._float
+        return Pairs(self, batch, head, query, key[0] if key else None, dtype, graph, fixed_weight)
+
+
+def _tables(expr: Expr) -> Iterator[str]:
+    """The tables that an expression reads."""
+    for node in walk(expr):
+        match node:
+            case Read():
+                yield node.input
+            case Member() | Bucket():
+                yield node.row.input
+            case Dot():
+                yield from (vector.input for vector in (node.left, node.right) if isinstance(vector, Row))
+            case _:
+                pass
 
 
 def _seen(x: Tensor, kept: Tensor, dim: int) -> Tensor:
@@ -118,263 +370,7 @@ def _seen(x: Tensor, kept: Tensor, dim: int) -> Tensor:
     return torch.where(kept.any(dim).unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs at which expressions are read: int64 index tensors that broadcast against each other.
-
-    query and key count from the call's first query and key; positions add the offsets. float_dtype: the dtype of float
-    expressions outside of decisions. score: the first score of these pairs where `score` may be read; then the index
-    tensors are vectors, one entry per pair.
-    """
-
-    call: Call
-    batch: Tensor
-    head: Tensor
-    query: Tensor
-    key: Tensor
-    float_dtype: torch.dtype = torch.float64
-    score: Tensor | None = None
-
-    @classmethod
-    def all(cls, call: Call) -> "Pairs":
-        """All pairs of the call, as a box."""
-        s, device = call.sizes, call.q.device
-        return cls(
-            call,
-            torch.arange(s.batch, device=device).view(-1, 1, 1, 1),
-            torch.arange(s.heads, device=device).view(-1, 1, 1),
-            torch.arange(s.q_len, device=device).view(-1, 1),
-            torch.arange(s.k_len, device=device),
-        )
-
-    @classmethod
-    def at(cls, call: Call, index: tuple[Tensor, ...], float_dtype: torch.dtype, score: Tensor) -> "Pairs":
-        """The pairs listed by index vectors (batch, head, query, key)."""
-        batch, head, query, key = index
-        return cls(call, batch, head, query, key, float_dtype, score)
-
-    def offset(self, side: Side) -> Tensor:
-        """Offset of the queries or keys of each pair's batch row."""
-        offset = self.call.sizes.offset(side)
-        if offset is None:
-            return self.call.inputs[f"{side.value}_offset"].to(torch.int64)[self.batch]
-        return torch.tensor(offset, device=self.batch.device)
-
-    def position(self, side: Side) -> Tensor:
-        """Original position of the query or key."""
-        return (self.query if side is Side.Q else self.key) + self.offset(side)
-
-    def where(self, chosen: Tensor) -> "Pairs":
-        """The sublist of pairs at which a bool vector holds; `score` must be given."""
-        assert self.score is not None, "only lists of pairs have sublists"
-        return replace(
-            self,
-            batch=self.batch[chosen],
-            head=self.head[chosen],
-            query=self.query[chosen],
-            key=self.key[chosen],
-            score=self.score[chosen],
-        )
-
-    def deciding(self) -> "Pairs":
-        """The same pairs for an expression that decides: floats are float64, nothing is differentiated."""
-        score = None if self.score is None else self.score.detach().to(torch.float64)
-        return replace(self, float_dtype=torch.float64, score=score)
-
-
-def _read(expr: Expr, pairs: Pairs) -> Tensor:
-    """The expression at the pairs: bool, int64 or `float_dtype`, broadcastable to them."""
-    if expr.type is not Type.FLOAT and pairs.float_dtype is not torch.float64:
-        pairs = pairs.deciding()
-    device, s = pairs.batch.device, pairs.call.sizes
-    match expr:
-        case Literal():
-            return _constant(expr.value, expr.type, pairs)
-        case Position():
-            return pairs.position(expr.side)
-        case Coordinate():
-            return _coordinate(expr, pairs)
-        case Offset():
-            return pairs.offset(expr.side)
-        case Length():
-            return torch.tensor(s.length(expr.side), device=device)
-        case AxisSize():
-            return torch.tensor(s.axis[expr.axis], device=device)
-        case Index(count=Count.BATCH):
-            return pairs.batch
-        case Index(count=Count.HEAD):
-            return pairs.head
-        case Index():
-            return pairs.head // (s.heads // s.kv_heads)
-        case Total():
-            return torch.tensor(s.total(expr.count), device=device)
-        case Parameter():
-            return _constant(s.parameter[expr.name], expr.type, pairs)
-        case Read():
-            return _entry(expr, pairs)
-        case Score():
-            assert pairs.score is not None, "the checker lets only `score` lines read the score"
-            return pairs.score
-        case Unary():
-            return _unary(expr, _read(expr.operand, pairs))
-        case Binary():
-            return _binary(expr, _read(expr.left, pairs), _read(expr.right, pairs))
-        case Select():
-            return _select(expr, pairs)
-        case Cast():
-            target = torch.int64 if expr.type is Type.INT else pairs.float_dtype
-            return _read(expr.operand, pairs).to(target)
-        case _:
-            assert_never(expr)
-
-
-def _constant(value: bool | int | float, type_: Type, pairs: Pairs) -> Tensor:
-    dtype = {Type.BOOL: torch.bool, Type.INT: torch.int64, Type.FLOAT: pairs.float_dtype}[type_]
-    return torch.tensor(value, dtype=dtype, device=pairs.batch.device)
-
-
-def _coordinate(expr: Coordinate, pairs: Pairs) -> Tensor:
-    """The axes behind it are the position's lower digits; the first axis takes what is left."""
-    axes = pairs.call.sizes.axes
-    place = [name for name, _ in axes].index(expr.axis)
-    stride = 1
-    for _, size in axes[place + 1 :]:
-        stride *= size
-    position = pairs.position(expr.side)
-    quotient = _floor_divide(position, position.new_tensor(stride))
-    return quotient if place == 0 else _modulo(quotient, position.new_tensor(axes[place][1]))
-
-
-def _entry(expr: Read, pairs: Pairs) -> Tensor:
-    """An input's entry; 0 or False where an index is out of range."""
-    table = pairs.call.inputs[expr.input]
-    indices = torch.broadcast_tensors(*(_read(i, pairs.deciding()) for i in expr.indices)) if expr.indices else ()
-    dtype = {Type.BOOL: torch.bool, Type.INT: torch.int64, Type.FLOAT: pairs.float_dtype}[expr.type]
-    if not indices:
-        return table.to(dtype)
-    inside = torch.ones((), dtype=torch.bool, device=table.device)
-    for index, size in zip(indices, table.shape, strict=True):
-        inside = inside & (index >= 0) & (index < size)
-    if 0 in table.shape:
-        return torch.zeros(indices[0].shape, dtype=dtype, device=table.device)
-    entry = table[tuple(index.masked_fill(~inside, 0) for index in indices)]
-    return entry.to(dtype).masked_fill(~inside, 0)
-
-
-def _select(expr: Select, pairs: Pairs) -> Tensor:
-    condition = _read(expr.condition, pairs)
-    if pairs.score is None or expr.type is not Type.FLOAT:
-        # Nothing is differentiated: a value that is computed and thrown away is as good as one never computed.
-        return torch.where(condition, _read(expr.then, pairs), _read(expr.otherwise, pairs))
-    chosen = condition.broadcast_to(pairs.score.shape)
-    result = pairs.score.new_zeros(pairs.score.shape)
-    for branch, place in ((expr.then, chosen), (expr.otherwise, ~chosen)):
-        part = pairs.where(place)
-        assert part.score is not None
-        result = result.index_put((place,), _read(branch, part).broadcast_to(part.score.shape))
-    return result
-
-
-def _unary(expr: Unary, x: Tensor) -> Tensor:
-    match expr.op:
-        case UnaryOp.NEG:
-            return -x
-        case UnaryOp.INVERT | UnaryOp.NOT:
-            return ~x
-        case UnaryOp.ABS:
-            # The derivative at 0 is 0; abs of an integer and of NaN as torch has them.
-            return torch.where(x == 0, torch.zeros_like(x), torch.abs(x)) if x.is_floating_point() else torch.abs(x)
-        case UnaryOp.RELU:
-            return torch.where((x > 0) | (x != x), x, torch.zeros_like(x))
-        case UnaryOp.FLOOR:
-            return _integer(torch.floor(x))
-        case UnaryOp.CEIL:
-            return _integer(torch.ceil(x))
-        case UnaryOp.ROUND:
-            return _integer(torch.round(x))
-        case UnaryOp.EXP:
-            return torch.exp(x)
-        case UnaryOp.LOG:
-            return torch.log(x)
-        case UnaryOp.TANH:
-            return torch.tanh(x)
-        case UnaryOp.ERF:
-            return torch.erf(x)
-        case UnaryOp.SIGMOID:
-            return torch.sigmoid(x)
-        case UnaryOp.SOFTPLUS:
-            return torch.logaddexp(x, torch.zeros_like(x))
-        case UnaryOp.SQRT:
-            return torch.sqrt(x)
-        case _:
-            assert_never(expr.op)
-
-
-def _integer(x: Tensor) -> Tensor:
-    """A rounded float as an integer; NaN and what does not fit 64 bits become 0."""
-    return torch.where(x.abs() < 2.0**63, x, torch.zeros_like(x)).to(torch.int64)
-
-
-def _binary(expr: Binary, a: Tensor, b: Tensor) -> Tensor:
-    if expr.op in COMPARISONS:
-        return _COMPARE[expr.op](a, b)
-    match expr.op:
-        case BinaryOp.ADD:
-            return a + b
-        case BinaryOp.SUB:
-            return a - b
-        case BinaryOp.MUL:
-            return a * b
-        case BinaryOp.DIV:
-            return a / b
-        case BinaryOp.FLOORDIV:
-            return _floor_divide(a, b)
-        case BinaryOp.MOD:
-            return _modulo(a, b)
-        case BinaryOp.TRUNCDIV:
-            return torch.div(a, b, rounding_mode="trunc")
-        case BinaryOp.TRUNCMOD:
-            return torch.fmod(a, b)
-        case BinaryOp.POW:
-            return torch.pow(a, b)
-        case BinaryOp.MIN:
-            # Not torch.minimum: at a tie the derivative goes to the second operand, and NaN in either is kept.
-            return torch.where((a < b) | (a != a), a, b)
-        case BinaryOp.MAX:
-            return torch.where((a > b) | (a != a), a, b)
-        case BinaryOp.BITAND | BinaryOp.AND:
-            return a & b
-        case BinaryOp.BITOR | BinaryOp.OR:
-            return a | b
-        case BinaryOp.BITXOR:
-            return a ^ b
-        case BinaryOp.SHL:
-            return torch.where((b >= 0) & (b < 64), a << b.clamp(0, 63), 0)
-        case BinaryOp.SHR:
-            return torch.where(b >= 0, a >> b.clamp(0, 63), 0)
-        case BinaryOp.LT | BinaryOp.LE | BinaryOp.GT | BinaryOp.GE | BinaryOp.EQ | BinaryOp.NE:
-            raise AssertionError("comparisons are answered above")
-        case _:
-            assert_never(expr.op)
-
-
-_COMPARE = {
-    BinaryOp.LT: torch.lt,
-    BinaryOp.LE: torch.le,
-    BinaryOp.GT: torch.gt,
-    BinaryOp.GE: torch.ge,
-    BinaryOp.EQ: torch.eq,
-    BinaryOp.NE: torch.ne,
-}
-
-
-def _floor_divide(a: Tensor, b: Tensor) -> Tensor:
-    """Quotient rounded down; 0 for a divisor of 0."""
-    zero = b == 0
-    return torch.where(zero, torch.zeros_like(a), torch.div(a, torch.where(zero, 1, b), rounding_mode="floor"))
-
-
-def _modulo(a: Tensor, b: Tensor) -> Tensor:
-    """Remainder with the divisor's sign; 0 for a divisor of 0."""
-    zero = b == 0
-    return torch.where(zero, torch.zeros_like(a), torch.remainder(a, torch.where(zero, 1, b)))
+def _mean(v: Tensor, kept: Tensor) -> Tensor:
+    """Mean of the rows of v that each query sees, 0 of none."""
+    chosen = kept.to(v.dtype)
+    return (chosen @ _seen(v, kept, dim=-2)) / chosen.sum(-1, keepdim=True).clamp(min=1)

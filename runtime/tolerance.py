@@ -92,7 +92,8 @@ def values_of(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> dict[st
     """Output, lse and gradients of `dense` in the call's own dtype."""
     q, k, v = (x.detach().requires_grad_() for x in (call.q, call.k, call.v))
     with torch.enable_grad():
-        out, lse = dense.attention(replace(call, q=q, k=k, v=v))
+        out, lse, _ = dense.attention(replace(call, q=q, k=k, v=v))
+    assert lse is not None, "only softmax is judged"
     upstream = [(out, d_out.to(out.dtype))] + ([] if d_lse is None else [(lse, d_lse.to(lse.dtype))])
     # A score that does not read the first score leaves lse without a gradient, and those of q and k are 0.
     outputs, given = zip(*((x, g) for x, g in upstream if x.requires_grad), strict=True)
