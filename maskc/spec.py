@@ -140,6 +140,13 @@ class Node:
         below: list[int] = [child.depth for child in children(self)]  # type: ignore[arg-type]
         return 1 + max(below, default=0)
 
+    @cached_property
+    def kinds(self) -> frozenset[type]:
+        """The classes of all its nodes."""
+        own = frozenset((type(self),))
+        below: list[frozenset[type]] = [child.kinds for child in children(self)]  # type: ignore[arg-type]
+        return own.union(*below)
+
 
 @dataclass(frozen=True)
 class Literal(Node):
