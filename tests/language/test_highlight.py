@@ -70,6 +70,32 @@ mask mask(t : float=.5e-3):
   keep 12ab + 1__0 + 0x + 08 + 1.5e + 2.q + 1_ + 0b2
   keep q ! k ? "text" ≤ { \\ $
 def let(def, x): return def(x)
+mask all:
+  axes cls: 1, patch : (y, x),text: 2 * keys   border  r
+  queries rows
+  keys border,x border border
+  packed packed
+  input reduce: int[docs] of sorted   sorted
+  reduce reduce[q // 2, output[k] : 3]=sum(score)
+  output mean = count()
+  normalize entmax(alpha=1.5)
+  normalize  softmax
+  rows not(k <= q)else pass
+  rows ( q )   else zero
+  rows any(queries for rows in range(3)) else mean
+  mass*=2
+  weight  -= mass if weight > 0 else rows + keys
+  weight = [[1, 0], [-1, 2]]
+  keep f(
+      keys and rows,
+      output not in packed,
+      packed . y, reduce,
+      weight <= 3,
+      normalize == mass)
+mask d: reduce s = sum(x)
+mask e: weight /= 2
+mask f(n: int = 2) : normalize none(score)
+mask g: rows q else pass
 let input = output
  mask
 """
@@ -184,8 +210,8 @@ def words_of(*names: str) -> set[str]:
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        (("statement", "score"), STATEMENTS),
-        (("statement-behind-colon",), STATEMENTS),
+        (("statement", "statement-with-name", "change"), STATEMENTS),
+        (("statement-behind-colon", "statement-with-name-behind-colon", "change-behind-colon"), STATEMENTS),
         (("fact",), {*FACTS, BORDER}),
         (("logical", "conditional", "constant"), WORDS),
         (("type",), {t.value for t in Type}),
