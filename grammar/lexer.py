@@ -279,6 +279,8 @@ def _number_kind(scan: _Scan, text: str, start: int) -> str:
     hint = None
     if digits and text.isdigit():
         hint = f"write '{text.lstrip('0')}'"
+    elif digits and text[digits.end() :] in WORDS:
+        hint = f"write '{digits[0]} {text[digits.end() :]}'"
     elif digits and text[digits.end() :].isidentifier() and text[digits.end()].isalpha():
         hint = f"write '{digits[0]} * {text[digits.end() :]}' for a product; a name cannot begin with a digit"
     scan.report(f"'{_short(text)}' is not a number", start, start + len(text), hint)

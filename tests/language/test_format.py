@@ -26,6 +26,7 @@ UNTIDY = (
     "  input z :int  # two\n"
     "  let d=q.y-  k . y\n\n\n\n"
     "     # inside\n"
+    "  rows(d<x)else  pass\n"
     "  keep(d<x)and not-d==- 2**-x or f( a=1,b = (1,) ) if ~ x>1 else True\n"
     "  score-=table[ (d) ]*1.5e3\n"
     "  # end of a\n"
@@ -49,6 +50,7 @@ mask a(x: int = 3, y=2,
     let d = q.y - k.y
 
     # inside
+    rows (d < x) else pass
     keep (d < x) and not -d == -2 ** -x or f(a=1, b=(1,)) if ~x > 1 else True
     score -= table[(d)] * 1.5e3
     # end of a
@@ -134,6 +136,26 @@ def test_the_projects_specs_have_the_layout(path: Path) -> None:
             "mask a:\n  def f(x):\n    return x\n    # f\n  # a\n# b\nmask b: pass\n",
             "mask a:\n    def f(x):\n        return x\n        # f\n    # a\n\n# b\nmask b: pass\n",
         ),
+        # every statement
+        (
+            "mask a:\n axes cls :1,patch:( y,x ),t : (n)border(2)\n queries y ,x\n keys t:n  border - 1\n packed  s\n",
+            "mask a:\n    axes cls: 1, patch: (y, x), t: (n) border (2)\n    queries y, x\n    keys t: n border -1\n"
+            "    packed s\n",
+        ),
+        (
+            "mask a:\n mass*=f( x )\n weight=-weight\n normalize rowsum( score ,sink = s[head])\n normalize  softmax\n",
+            "mask a:\n    mass *= f(x)\n    weight = -weight\n    normalize rowsum(score, sink=s[head])\n"
+            "    normalize softmax\n",
+        ),
+        (
+            "mask a:\n reduce s=count( )\n output m [q//2,kind[k] :3]=max(x , y=(1))\n rows~q>b else mean\n",
+            "mask a:\n    reduce s = count()\n    output m[q // 2, kind[k]: 3] = max(x, y=(1))\n"
+            "    rows ~q > b else mean\n",
+        ),
+        (
+            "mask a: keep any( k==q+i for i in range( - 1,2 ))\nlet t=[[ 1,-2 ],\n[3 , 4]]\n",
+            "mask a: keep any(k == q + i for i in range(-1, 2))\n\nlet t = [[1, -2],\n         [3, 4]]\n",
+        ),
         ("let a = 1\n# of b\nmask b: pass\n", "let a = 1\n\n# of b\nmask b: pass\n"),
         # comments of neighbouring lines, but not behind very long ones
         (
@@ -185,6 +207,7 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         st.tuples(inner, inner, inner).map(lambda x: f"{x[0]} if {x[1]} else ({x[2]})"),
         st.tuples(inner, inner).map(lambda x: f"f(a={x[0]}, b={x[1]})"),
         inner.map(lambda x: f"min({x}, k,)"),
+        inner.map(lambda x: f"any({x} for i in range(3))"),
         inner.map(lambda x: f"({x})"),
     )
 
@@ -192,14 +215,35 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 EXPRESSIONS = st.recursive(ATOMS, larger, max_leaves=8)
 
 
+STATEMENTS = st.sampled_from(
+    [
+        *("keep {}", "score += {}", "score = {}", "claim {}", "let n{n} = {}", "let n{n} = [[1, -2], [0, 1]]"),
+        *("mass *= {}", "weight *= {}", "weight = weight - {}", "rows {} else zero", "rows {} else pass"),
+        *(
+            "normalize softmax",
+            "normalize softmax(sink={})",
+            "normalize rowsum({}, sink={})",
+            "normalize entmax(alpha=2)",
+        ),
+        *("reduce n{n} = sum({})", "reduce n{n}[q // a, t[k]: 3] = mean({})", "output n{n}[k,] = count()"),
+    ]
+)
+LAYOUTS = st.sampled_from(
+    [
+        *("axes y, x", "axes y, x border 2", "axes cls: 1, patch: (y, x), text: a * 2", "queries z\n    keys y, x"),
+        *("queries y, x\n    keys cls: 1, patch: (y, x) border (1)", "packed t\n    axes y, x"),
+    ]
+)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> str:
     """A mask of random statements, right in its form, with its function and inputs."""
-    text = "def f(a, b):\n    return min(a, b)\nmask m(a: int = 3, b: float = -1.5):\n    axes y, x\n"
-    text += "    input t: int[seq]\n    input u: bool[q//a, (k+1) // 2]\n"
+    text = f"def f(a, b):\n    return min(a, b)\nmask m(a: int = 3, b: float = -1.5):\n    {draw(LAYOUTS)}\n"
+    text += "    input t: int[seq] sorted\n    input u: bool[q//a, (k+1) // 2]\n"
     for number in range(draw(st.integers(1, 4))):
-        start = draw(st.sampled_from(["keep ", "score += ", "claim ", f"let n{number} = "]))
-        line = f"    {start}{draw(EXPRESSIONS)}\n"
+        form = draw(STATEMENTS)
+        line = "    " + form.replace("{n}", str(number)).replace("{}", draw(EXPRESSIONS)) + "\n"
         text += line if not recover(Source("a.mask", text + line))[1] else "    pass\n"
     return text
 
