@@ -11,39 +11,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from maskc import typed
 from maskc.diagnostics import Span, did_you_mean
+from maskc.functions import Functions
 from maskc.grammar import syntax
-from maskc.layout import Layout, entry
-from maskc.places import Places, named
+from maskc.layout import Place
+from maskc.places import named
 from maskc.reports import DEPTH_LIMIT, LimitError
-from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
+from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Reading, Scope, Table, Unknown, Value
 from maskc.spec import (
-    AxisSize,
     Count,
-    Dim,
-    DimKind,
-    Expr,
+    FreeSize,
     Index,
-    InputSpec,
     Length,
     Literal,
-    Read,
+    Scale,
     Side,
+    Token,
     Total,
     Type,
 )
-from maskc.words import BUILTINS, HABITS, LATER, MODULES, OPTION_HINTS, OPTIONS, PARAMETER_NAMES, PRELUDE
+from maskc.words import BUILTINS, MODULES, PARAMETER_NAMES, PRELUDE
 
-WORK_LIMIT = 50_000
 INLINING_LIMIT = 20
 
 
 @dataclass(eq=False)
-class Elaborator(Places):
+class Elaborator(Functions):
     """Reads expressions; gathers what is wrong with them in `found`."""
 
-    work: int = 0
     depth: int = 0
     # Functions, masks and lets being inlined; and functions and lets that were read somewhere, by identity.
     active: list[syntax.Mask | syntax.Function | syntax.Let] = field(default_factory=list)
@@ -55,10 +50,7 @@ class Elaborator(Places):
         """What an expression stands for; Unknown where a mistake was reported."""
         while isinstance(node, syntax.Bracketed):
             node = node.inner
-        self.work += 1
-        if self.work > WORK_LIMIT:
-            self.report(f"this file has more than {WORK_LIMIT:,} operations once everything is inlined", node.span)
-            raise LimitError
+        self.spend(1, node.span)
         if self.depth >= DEPTH_LIMIT:
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep", node.span)
             return Unknown()
@@ -83,7 +75,7 @@ class Elaborator(Places):
             case syntax.Attribute():
                 return self._attribute(node, scope, reading)
             case syntax.Subscript():
-                return self._subscript(node, scope, reading)
+                return self.subscript(node, scope, reading)
             case syntax.Call():
                 return self._call(node, scope, reading)
             case (
@@ -99,8 +91,7 @@ class Elaborator(Places):
                 self.report("a tuple can only stand behind 'in'", node.span)
                 return Unknown()
             case syntax.List():
-                self.report("tables of literals are not available in this version", node.span)
-                return Unknown()
+                return self.display(node, scope, reading)
             case syntax.Unreadable():
                 return Unknown()
             case _:
@@ -117,7 +108,7 @@ class Elaborator(Places):
                 return self._file_let(found, reading)
             case MaskValue():
                 return self._bare_mask(found, node, reading)
-            case Unknown() | Place() | AxisName() | Table() | FunctionValue():
+            case Unknown() | Place() | Token() | AxisName() | Table() | FunctionValue():
                 return found
             case _:
                 return found
@@ -140,49 +131,30 @@ class Elaborator(Places):
                 return Total(Type.INT, Count.HEAD, span=span)
             case "inf":
                 return Literal(Type.FLOAT, float("inf"), span=span)
-            case "score" | "mass" | "weight":
-                return self.so_far(node.text, reading)
+            case "score" | "mass" | "weight" | "query" | "key":
+                return self._of_the_pair(node, reading)
+            case "scale":
+                return Scale(Type.FLOAT, span=span)
             case "doc" if reading.layout is not None and reading.layout.documents:
                 return reading.layout.documents[Side.Q].number
+            case name if name in reading.free:
+                return FreeSize(Type.INT, name, span=span)
             case name:
                 found = named(reading.layout, name)
                 if found is not None:
                     return found
-        self._report_unknown(node, scope, reading)
+        self.report_unknown(node, scope, reading)
         return Unknown()
 
-    def _report_unknown(self, node: syntax.Name, scope: Scope, reading: Reading, called: bool = False) -> None:
+    def _of_the_pair(self, node: syntax.Name, reading: Reading) -> Value:
+        """Scores, weights and vectors, which belong to the pair and to no other one."""
         name = node.text
-        if name in LATER:
-            self.report(f"'{name}' is not available in this version", node.span)
-            return
-        if name in OPTIONS:
-            self.report(f"'{name}' is an option of the call, not a value", node.span, OPTION_HINTS.get(name))
-            return
-        if name in BUILTINS:
-            self.report(f"'{name}' is a function", node.span, f"call it: '{name}(...)'")
-            return
-        if self.report_later(node, scope):
-            return
-        what = "function" if called else "name"
-        self.report(f"unknown {what} '{name}'", node.span, self._suggestion(name, scope, reading))
-
-    def report_later(self, node: syntax.Name, scope: Scope) -> bool:
-        """Reports a name that is read above the line that defines it; False if there is no such line."""
-        later = scope.defined_later(node.text)
-        if later is not None:
-            line = later.source.position(later.start)[0]
-            self.report(f"'{node.text}' is read above line {line}, which defines it", node.span)
-        return later is not None
-
-    def _suggestion(self, name: str, scope: Scope, reading: Reading) -> str | None:
-        if name in MODULES:
-            return "there are no modules; write 'where(...)', 'abs(...)', 'exp(...)' by their bare names"
-        if name in HABITS:
-            instead = HABITS[name]
-            return f"did you mean '{instead}'?" if instead.isidentifier() else f"write '{instead}'"
-        known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *scope.visible()]
-        return did_you_mean(name, known) if len(name) > 1 else None
+        if reading.q.side is not Side.Q or reading.k.side is not Side.K:
+            self.report(f"'{name}' is that of the pair, and this mask is used at other positions", node.span)
+            return Unknown()
+        if name in ("query", "key"):
+            return Token(Side.Q if name == "query" else Side.K)
+        return self.so_far(name, reading)
 
     def _file_let(self, let: LetValue, reading: Reading) -> Value:
         """The value of a let at file level in the mask that reads it."""
@@ -193,26 +165,14 @@ class Elaborator(Places):
                 return Unknown()
             self.called.add(id(let.node))
             with self._inlining(let.node):
-                value = self.value(let.node.value, let.scope, reading)
+                value = self.name_table(self.value(let.node.value, let.scope, reading), let.node.name.text)
             reading.lets[key] = value
         return reading.lets[key]
-
-    def bare(self, table: InputSpec, span: Span, reading: Reading) -> Expr | None:
-        """An input named without brackets, all of whose dims are filled in."""
-        if len(_leading(table)) == len(table.dims):
-            return self._read(table, [], span, reading)
-        open_dims = table.dims[len(_leading(table)) :]
-        example = ", ".join(_example(d) for d in open_dims)
-        dims = ", ".join(d.text for d in table.dims)
-        self.report(
-            f"'{table.name}' has dims [{dims}] and needs an index", span, f"for example '{table.name}[{example}]'"
-        )
-        return None
 
     def _attribute(self, node: syntax.Attribute, scope: Scope, reading: Reading) -> Value:
         owner, name = node.owner, node.name.text
         if isinstance(owner, syntax.Name) and owner.text in MODULES and scope.find(owner.text) is None:
-            self.report(f"unknown name '{owner.text}'", owner.span, self._suggestion(owner.text, scope, reading))
+            self.report(f"unknown name '{owner.text}'", owner.span, self.suggestion(owner.text, scope, reading))
             return Unknown()
         if reading.axes is None and isinstance(owner, syntax.Name) and scope.find(owner.text) is None:
             return Unknown()  # a function that nobody calls may name the axes of any mask
@@ -226,47 +186,6 @@ class Elaborator(Places):
             case _:
                 self.report(f"'{owner.span.text}' has no '.{name}'", node.name.span)
         return Unknown()
-
-    # ---- inputs
-
-    def _subscript(self, node: syntax.Subscript, scope: Scope, reading: Reading) -> Value:
-        indices = [(self.value(i, scope, reading), i.span) for i in node.indices]
-        match self.value(node.table, scope, reading):
-            case Unknown():
-                return Unknown()
-            case Table(input=table):
-                numbers = [self.scalar(v, s, reading) for v, s in indices]
-                if any(n is None for n in numbers):
-                    return Unknown()
-                return self._read(table, [n for n in numbers if n is not None], node.span, reading) or Unknown()
-            case _:
-                self.report(f"'{node.table.span.text}' is not an input and cannot be indexed", node.table.span)
-                return Unknown()
-
-    def _read(self, table: InputSpec, written: list[Expr], span: Span, reading: Reading) -> Expr | None:
-        """One entry; leading batch and head dims that are not written are filled in."""
-        if not table.dims and not written:
-            return Read(table.type, table.name, (), span=span)
-        leading = _leading(table)
-        missing = len(table.dims) - len(written)
-        dims = ", ".join(d.text for d in table.dims)
-        if missing > len(leading):
-            needed = len(table.dims) - len(leading)
-            message = f"'{table.name}' has dims [{dims}] and needs {needed} indices; {len(written)} given"
-            hint = "reading a row is not available in this version" if written else None
-            self.report(message, span, hint)
-            return None
-        if missing < 0:
-            self.report(f"'{table.name}' has dims [{dims}]; {len(written)} indices are too many", span)
-            return None
-        for index in written:
-            if index.type is Type.FLOAT:
-                self.report("an index is an int; this is a float", index.span, "write 'floor(...)'")
-                return None
-        indices: list[Expr] = [Index(Type.INT, Count(d.kind.value), span=span) for d in leading[:missing]]
-        for dim, index in zip(table.dims[missing:], written, strict=True):
-            indices.append(entry(dim, typed.cast(index, Type.INT), reading.layout or Layout()))
-        return self.made(span, _entry_of, table, tuple(indices))
 
     # ---- calls
 
@@ -284,44 +203,12 @@ class Elaborator(Places):
             case Unknown():
                 return Unknown()
             case None if function.text in BUILTINS:
-                expr = self._builtin(node, function.text, scope, reading)
-                return Unknown() if expr is None else expr
+                return self.builtin(node, function.text, scope, reading)
             case None if function.text not in PRELUDE:
-                self._report_unknown(function, scope, reading, called=True)
+                self.report_unknown(function, scope, reading, called=True)
             case _:
                 self.report(f"'{function.text}' is not a function", function.span)
         return Unknown()
-
-    def positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
-        """The arguments of a builtin, in order; None where one is not given by position."""
-        numbers: list[Expr | None] = []
-        for argument in node.arguments:
-            if isinstance(argument, syntax.Comprehension):
-                self.report("'... for ... in ...' is not available in this version", argument.span)
-                return None
-            if argument.name is not None:
-                self.report("builtin functions take their arguments in order, without names", argument.span)
-                return None
-            numbers.append(self.number(argument.value, scope, reading))
-        return numbers
-
-    def _builtin(self, node: syntax.Call, name: str, scope: Scope, reading: Reading) -> Expr | None:
-        if name == "range":
-            self.report("'range' can only stand behind 'in'", node.span)
-            return None
-        numbers = self.positional(node, scope, reading)
-        if numbers is None:
-            return None
-        least = {"min": 2, "max": 2, "clamp": 3, "where": 3}.get(name, 1)
-        variadic = name in ("min", "max")
-        if len(numbers) < least or (len(numbers) > least and not variadic):
-            wanted = f"at least {least} arguments" if variadic else f"{least} argument{'s' * (least > 1)}"
-            self.report(f"'{name}' takes {wanted}; {len(numbers)} given", node.span)
-            return None
-        known = [n for n in numbers if n is not None]
-        if len(known) < len(numbers):
-            return None
-        return self.made(node.span, typed.builtin, name, known)
 
     def _inline(self, called: FunctionValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
         """The body of a function with the arguments in place of its parameters."""
@@ -363,24 +250,8 @@ class Elaborator(Places):
 
     def let(self, node: syntax.Let, scope: Scope, reading: Reading) -> None:
         """Binds a name to a value."""
-        value = self.value(node.value, scope, reading)
+        value = self.name_table(self.value(node.value, scope, reading), node.name.text)
         self.define(node.name, value, scope)
-
-    def define(self, name: syntax.Name, value: Value, scope: Scope, shadows: frozenset[str] = frozenset()) -> None:
-        """Gives a name a meaning in a scope, unless the language or an earlier line already did."""
-        text = name.text
-        if text in scope.names:
-            earlier = scope.spans.get(text)
-            where = "" if earlier is None else f" on line {earlier.source.position(earlier.start)[0]}"
-            self.report(f"'{text}' is already defined{where}", name.span)
-            return
-        scope.names[text] = value
-        scope.spans[text] = name.span
-        scope.later.pop(text, None)
-        if text in (PRELUDE | BUILTINS | LATER) - shadows:
-            self.report(f"'{text}' has a meaning of its own and cannot be defined", name.span)
-        elif text in OPTIONS - shadows:
-            self.report(f"'{text}' is an option of every call and cannot be defined", name.span)
 
     def _bind(
         self,
@@ -399,7 +270,7 @@ class Elaborator(Places):
         given: dict[str, Value] = {}
         for position, argument in enumerate(node.arguments):
             if isinstance(argument, syntax.Comprehension):
-                self.report("'... for ... in ...' is not available in this version", argument.span)
+                self.report_loop(name, argument)
                 return False
             value = self.value(argument.value, scope, reading)
             if argument.name is not None:
@@ -456,31 +327,6 @@ class Elaborator(Places):
     @abstractmethod
     def _predicate(self, mask: MaskValue, node: syntax.Call, scope: Scope, reading: Reading) -> Value:
         """A mask called with its parameters and positions, as a boolean."""
-
-
-def _leading(table: InputSpec) -> tuple[Dim, ...]:
-    """The dims that reading fills in."""
-    count = 0
-    while count < len(table.dims) and table.dims[count].kind in (DimKind.BATCH, DimKind.HEAD, DimKind.KV_HEAD):
-        count += 1
-    return table.dims[:count]
-
-
-def _entry_of(table: InputSpec, indices: tuple[Expr, ...], span: Span | None) -> Expr:
-    return Read(table.type, table.name, indices, span=span)
-
-
-def _example(dim: Dim) -> str:
-    """An index that fits a dim, for a hint."""
-    match dim.kind:
-        case DimKind.SEQ:
-            return "q"
-        case DimKind.EXTENT if isinstance(dim.extent, AxisSize):
-            return f"q.{dim.text}"
-        case DimKind.EXTENT if dim.text[:1] in ("q", "k"):
-            return dim.text
-        case _:
-            return "..."
 
 
 def _arguments(names: Sequence[str]) -> str:

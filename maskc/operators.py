@@ -10,15 +10,16 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import assert_never
 
-from maskc import typed
+from maskc import folds, typed
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
-from maskc.reports import Reports
-from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Place, Reading, Scope, Table, Unknown, Value
-from maskc.spec import BinaryOp, Expr, InputSpec, Literal, Type, children
+from maskc.layout import Place
+from maskc.names import Names
+from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Reading, Scope, Table, Unknown, Value
+from maskc.spec import BinaryOp, Expr, Side, Token, children
 
 
-class Operators(Reports, ABC):
+class Operators(Names, ABC):
     """Reads operators; what stands between them is read by `value`."""
 
     @abstractmethod
@@ -32,8 +33,12 @@ class Operators(Reports, ABC):
         return nullcontext()
 
     @abstractmethod
-    def bare(self, table: InputSpec, span: Span, reading: Reading) -> Expr | None:
-        """An input named without brackets, all of whose dims are filled in."""
+    def entry(self, table: Table, span: Span, reading: Reading) -> Expr | None:
+        """A table as a number: one entry of it."""
+
+    @abstractmethod
+    def in_row(self, item: Expr | None, value: Value, where: Span, span: Span, reading: Reading) -> Expr | None:
+        """`item in row`; where: the place of the row."""
 
     @abstractmethod
     def positional(self, node: syntax.Call, scope: Scope, reading: Reading) -> list[Expr | None] | None:
@@ -62,7 +67,11 @@ class Operators(Reports, ABC):
                     return None
                 return value.line
             case Table():
-                return self.bare(value.input, span, reading)
+                return self.entry(value, span, reading)
+            case Token():
+                word = "query" if value.side is Side.Q else "key"
+                self.report(f"'{word}' is a vector, not a number", span, "'dot(query, key)' is the product of two")
+                return None
             case AxisName(last=None):
                 self.report(
                     f"'{value.name}' is an axis, not a number",
@@ -119,16 +128,28 @@ class Operators(Reports, ABC):
                 return self._boolean_operation(node, scope, reading)
             case syntax.Conditional():
                 self._lint_conditional(node)
-                condition = self.boolean(node.condition, scope, reading, "a condition is a boolean")
-                with self.assuming(condition, True, reading):
-                    then = self.number(node.then, scope, reading)
-                with self.assuming(condition, False, reading):
-                    otherwise = self.number(node.otherwise, scope, reading)
-                if condition is None or then is None or otherwise is None:
-                    return None
-                return self.made(span, typed.select, condition, then, otherwise)
+                return self.select(span, node.condition, node.then, node.otherwise, scope, reading)
             case _:
                 assert_never(node)
+
+    def select(
+        self,
+        span: Span,
+        condition: syntax.Expression,
+        then: syntax.Expression,
+        otherwise: syntax.Expression,
+        scope: Scope,
+        reading: Reading,
+    ) -> Expr | None:
+        """`then if condition else otherwise`, `where(condition, then, otherwise)`."""
+        test = self.boolean(condition, scope, reading, "a condition is a boolean")
+        with self.assuming(test, True, reading):
+            chosen = self.number(then, scope, reading)
+        with self.assuming(test, False, reading):
+            other = self.number(otherwise, scope, reading)
+        if test is None or chosen is None or other is None:
+            return None
+        return self.made(span, typed.select, test, chosen, other)
 
     def _boolean_operation(self, node: syntax.BooleanOperation, scope: Scope, reading: Reading) -> Expr | None:
         """`a and b and c`; where `b` is read, `a` holds (with `or`: does not hold)."""
@@ -185,7 +206,7 @@ class Operators(Reports, ABC):
     def _membership(
         self, item: Expr | None, container: syntax.Expression, span: Span, scope: Scope, reading: Reading
     ) -> Expr | None:
-        """`item in range(...)`, `item in (a, b)`."""
+        """`item in range(...)`, `item in (a, b)`, `item in row`."""
         while isinstance(container, syntax.Bracketed):
             container = container.inner
         match container:
@@ -200,45 +221,16 @@ class Operators(Reports, ABC):
                     None if o is None else self.made(span, typed.comparison, BinaryOp.EQ, item, o) for o in options
                 ]
                 return self._chain(BinaryOp.OR, links, span)
-            case syntax.Call(function=syntax.Name(text="range")):
-                return self._in_range(item, container, span, scope, reading)
-            case syntax.List():
-                self.report(
-                    "tables of literals are not available in this version", container.span, "write a tuple: (1, 2)"
-                )
-            case syntax.Subscript():
-                self.report("'in' a row of an input is not available in this version", container.span)
+            case syntax.Call(function=syntax.Name(text="range")) if scope.find("range") is None:
+                parts = self.positional(container, scope, reading)
+                known = [p for p in parts or () if p is not None]
+                if item is None or parts is None or len(known) < len(parts):
+                    return None
+                return self.made(span, folds.in_range, item, known, container.span)
             case syntax.Unreadable():
-                pass
-            case _:
-                if not isinstance(self.value(container, scope, reading), Unknown):
-                    self.report("'in' needs a range(...) or a tuple such as (1, 2) on its right", container.span)
-        return None
-
-    def _in_range(
-        self, item: Expr | None, call: syntax.Call, span: Span, scope: Scope, reading: Reading
-    ) -> Expr | None:
-        """Python's `item in range(start, stop, step)`."""
-        parts = self.positional(call, scope, reading)
-        if parts is None:
-            return None
-        if not 1 <= len(parts) <= 3:
-            self.report(f"'range' takes 1 to 3 arguments; {len(parts)} given", call.span)
-            return None
-        known = [p for p in parts if p is not None]
-        if item is None or len(known) < len(parts):
-            return None
-        for expr in (item, *known):
-            if expr.type is Type.FLOAT:
-                self.report("a range holds ints; this is a float", expr.span)
                 return None
-        start = known[0] if len(known) > 1 else typed.integer(0, call.span)
-        stop = known[1] if len(known) > 1 else known[0]
-        step = known[2] if len(known) > 2 else typed.integer(1, call.span)
-        if isinstance(step, Literal) and step.value == 0:
-            self.report("the step of a range cannot be 0", step.span)
-            return None
-        return self.made(span, typed.within, item, start, stop, step)
+            case _:
+                return self.in_row(item, self.value(container, scope, reading), container.span, span, reading)
 
     # ---- lints
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 from maskc.diagnostics import Diagnostic, Span
 from maskc.spec import Expr
@@ -10,10 +10,12 @@ from maskc.typed import OperandError
 
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 20_000
+WORK_LIMIT = 50_000
 ERROR_LIMIT = 100
 TOO_LARGE = f"{{}} has more than {SIZE_LIMIT:,} operations once everything is inlined"
 
 Operands = TypeVarTuple("Operands")
+Made = TypeVar("Made")
 
 
 class LimitError(Exception):
@@ -22,10 +24,14 @@ class LimitError(Exception):
 
 @dataclass(eq=False)
 class Reports:
-    """What was found in a file; `calls` are those of functions and masks that are being inlined."""
+    """What was found in a file.
+
+    calls: those of functions and masks that are being inlined. work: how many operations were read so far.
+    """
 
     found: list[Diagnostic] = field(default_factory=list)
     calls: list[Span] = field(default_factory=list)
+    work: int = 0
 
     def report(self, message: str, span: Span | None, hint: str | None = None) -> None:
         """A mistake; the same sentence at the same place is said once."""
@@ -40,12 +46,25 @@ class Reports:
         if len(self.found) < ERROR_LIMIT and diagnostic not in self.found:
             self.found.append(diagnostic)
 
-    def made(self, span: Span, make: Callable[[*Operands, Span | None], Expr], *operands: *Operands) -> Expr | None:
-        """What `make` gives for operands, with `span`; an `OperandError`, or a result out of bounds, is reported."""
+    def spend(self, work: int, span: Span | None) -> None:
+        """Counts operations; raises LimitError where a file has too many."""
+        self.work += work
+        if self.work > WORK_LIMIT:
+            self.report(f"this file has more than {WORK_LIMIT:,} operations once everything is inlined", span)
+            raise LimitError
+
+    def tried(self, span: Span, make: Callable[[*Operands, Span | None], Made], *operands: *Operands) -> Made | None:
+        """What `make` gives for operands, with `span`; an `OperandError` is reported."""
         try:
-            expr = make(*operands, span)
+            return make(*operands, span)
         except OperandError as mistake:
             self.report(mistake.message, mistake.span or span, self._with_call(mistake.hint))
+            return None
+
+    def made(self, span: Span, make: Callable[[*Operands, Span | None], Expr], *operands: *Operands) -> Expr | None:
+        """What `make` gives for operands, with `span`; a mistake, or a result out of bounds, is reported."""
+        expr = self.tried(span, make, *operands)
+        if expr is None:
             return None
         if expr.depth > DEPTH_LIMIT:
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
 from maskc.layout import NO_FACTS, Facts, Layout, Place
-from maskc.spec import ONE, WEIGHT, Claim, Expr, InputSpec, Normalizer, Reduction, Rows
+from maskc.spec import ONE, WEIGHT, Claim, Expr, InputSpec, Normalizer, PrefixSum, Reduction, Rows, Token, Type, Values
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,15 @@ class AxisName:
 
 @dataclass(frozen=True)
 class Table:
-    """An input, a made table, or a reduction read like one."""
+    """An input, a made table, or a reduction read like one.
+
+    written: the indices so far; where it stands decides whether that is an entry or a row. span: of the subscript.
+    """
 
     input: InputSpec
     reduction: bool = False
+    written: tuple[Expr, ...] = ()
+    span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class LetValue:
     scope: "Scope"
 
 
-Value = Expr | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | LetValue
+Value = Expr | Token | Place | AxisName | Table | Unknown | FunctionValue | MaskValue | LetValue
 
 
 @dataclass(eq=False)
@@ -125,15 +130,18 @@ class Reading:
     taken: set[str] = field(default_factory=set)  # parameters and axes of the mask that is compiled
     use: Span | None = None  # where that mask uses the one whose text is read
 
+    packs: bool = False  # whether there is a `packed` line, above or below what is being read
+    early: set[int] = field(default_factory=set)  # lines that were read before their turn, by identity
     line: str = ""  # the word of the statement that is being read: keep, score, claim, ...
     score: Expr | None = None  # what the names mean so far; None where no mask is known
     mass: Expr = ONE
     weight: Expr = WEIGHT
     normalizer: Normalizer | None = None
     reductions: dict[str, Reduction] = field(default_factory=dict)
+    finals: dict[str, Span] = field(default_factory=dict)  # reductions that stand behind the final score, and where
     rows: Rows | None = None
     free: set[str] = field(default_factory=set)  # dims that are names of their own and can be read as numbers
-    folds: list[str] = field(default_factory=list)  # names bound by the folds around what is being read
+    made: dict[tuple[Type, Values | PrefixSum], InputSpec] = field(default_factory=dict)  # tables among the inputs
 
     @property
     def axes(self) -> tuple[str, ...] | None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from maskc.diagnostics import Span
-from maskc.spec import COMPARISONS, Binary, BinaryOp, Cast, Expr, Literal, Scalar, Select, Type, Unary, UnaryOp
+from maskc.spec import COMPARISONS, Binary, BinaryOp, Cast, Expr, Literal, Rand, Scalar, Select, Type, Unary, UnaryOp
 from maskc.words import FUNCTIONS
 
 SMALLEST_INT, LARGEST_INT = -(2**63), 2**63 - 1
 TYPE_WORDS = {Type.BOOL: "a boolean", Type.INT: "an int", Type.FLOAT: "a float"}
+PLURALS = {Type.BOOL: "booleans", Type.INT: "ints", Type.FLOAT: "floats"}
 
 
 @dataclass
@@ -52,7 +53,7 @@ _FLOAT_FUNCTIONS = {
     UnaryOp.SQRT,
 }
 # Folded operators whose result is exact in 64 bits, or the one IEEE rounding that evaluating them would do.
-_FOLDED: Mapping[BinaryOp, Callable[[Scalar, Scalar], Scalar]] = {
+FOLDED: Mapping[BinaryOp, Callable[[Scalar, Scalar], Scalar]] = {
     BinaryOp.ADD: operator.add,
     BinaryOp.SUB: operator.sub,
     BinaryOp.MUL: operator.mul,
@@ -211,6 +212,16 @@ def within(item: Expr, start: Expr, stop: Expr, step: Expr, span: Span | None) -
     return logical(BinaryOp.AND, inside, on_step, span)
 
 
+def rand(numbers: list[Expr], span: Span | None) -> Expr:
+    """`rand(seed, ...)`."""
+    if not numbers:
+        raise OperandError("'rand' takes at least 1 argument", span, "for example 'rand(seed, head, q, k)'")
+    for number in numbers:
+        if number.type is Type.FLOAT:
+            raise OperandError("'rand' mixes ints; this is a float", number.span, "write 'floor(...)'")
+    return Rand(Type.FLOAT, tuple(cast(n, Type.INT) for n in numbers), span=span)
+
+
 def builtin(name: str, numbers: list[Expr], span: Span | None) -> Expr:
     """A builtin function of the language, its arguments as many as it takes."""
     match name:
@@ -223,8 +234,6 @@ def builtin(name: str, numbers: list[Expr], span: Span | None) -> Expr:
         case "clamp":
             number, low, high = numbers
             return arithmetic(BinaryOp.MIN, arithmetic(BinaryOp.MAX, number, low, span), high, span)
-        case "where":
-            return select(numbers[0], numbers[1], numbers[2], span)
         case _:
             return function(FUNCTIONS[name], numbers[0], span)
 
@@ -287,7 +296,7 @@ def _folded(expr: Binary) -> Expr:
     if not (isinstance(expr.left, Literal) and isinstance(expr.right, Literal)):
         return expr
     try:
-        value = _FOLDED[expr.op](expr.left.value, expr.right.value)
+        value = FOLDED[expr.op](expr.left.value, expr.right.value)
     except OverflowError:
         return expr
     if expr.type is Type.INT:

@@ -16,10 +16,16 @@ FUNCTIONS = {
     "relu": UnaryOp.RELU,
     "sqrt": UnaryOp.SQRT,
 }
-BUILTINS = {*FUNCTIONS, "min", "max", "clamp", "where", "range"}
-PRELUDE = {"q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "score", "mass", "weight", "inf"}
-# Of the language, but not of this version.
-LATER = {"cumsum", "dot", "bucket", "rand", "any", "all", "sum", "count", "query", "key", "scale"}
+BUILTINS = {
+    *FUNCTIONS,
+    *("min", "max", "clamp", "where", "range", "rand"),
+    *("any", "all", "sum", "count", "cumsum", "dot", "bucket"),
+}
+PRELUDE = {
+    *("q", "k", "q_len", "k_len", "head", "heads", "kv_head", "batch", "inf"),
+    *("query", "key", "scale", "score", "mass", "weight"),
+}
+REDUCTIONS = {"mean", "logsumexp"}  # behind 'reduce' and 'output' alone; the others have other meanings, too
 OPTIONS = {"q_offset", "k_offset", "engine", "return_lse", "aux", "validate", "mask"}
 PARAMETER_NAMES = frozenset((PRELUDE - {"inf"}) | OPTIONS)  # names that parameters of functions may take over
 

@@ -29,17 +29,32 @@ TABLE: dict[str, set[str]] = {
     "maskc.layout": {"maskc.diagnostics", "maskc.spec", "maskc.typed"},
     "maskc.scope": {"maskc.diagnostics", "maskc.spec", "maskc.grammar", "maskc.layout"},
     "maskc.reports": {"maskc.diagnostics", "maskc.spec", "maskc.typed"},
+    "maskc.rand": set(),
+    "maskc.rows": {"maskc.diagnostics", "maskc.spec", "maskc.typed"},
+    "maskc.folds": {"maskc.diagnostics", "maskc.spec", "maskc.typed"},
+    "maskc.names": {
+        *("maskc.diagnostics", "maskc.grammar", "maskc.words"),
+        *("maskc.reports", "maskc.scope"),
+    },
     "maskc.operators": {
         *("maskc.diagnostics", "maskc.grammar", "maskc.spec"),
-        *("maskc.reports", "maskc.scope", "maskc.typed"),
+        *("maskc.folds", "maskc.layout", "maskc.names", "maskc.scope", "maskc.typed"),
     },
     "maskc.places": {
         *("maskc.diagnostics", "maskc.grammar", "maskc.spec"),
         *("maskc.layout", "maskc.operators", "maskc.scope"),
     },
+    "maskc.subscripts": {
+        *("maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.typed"),
+        *("maskc.layout", "maskc.places", "maskc.rows", "maskc.scope"),
+    },
+    "maskc.functions": {
+        *("maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.typed"),
+        *("maskc.folds", "maskc.rows", "maskc.scope", "maskc.subscripts"),
+    },
     "maskc.elaborate": {
         *("maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.words"),
-        *("maskc.layout", "maskc.places", "maskc.reports", "maskc.scope", "maskc.typed"),
+        *("maskc.functions", "maskc.layout", "maskc.places", "maskc.reports", "maskc.scope"),
     },
     "maskc.check": {
         "maskc.diagnostics",
@@ -69,9 +84,9 @@ TABLE: dict[str, set[str]] = {
     "maskc.shift": {"maskc.spec"},
     "maskc.support": {"maskc.spec", "maskc.evaluate", "maskc.shift"},
     "maskc.tabulate": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.support", "numpy"},
-    "maskc.rows": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.tabulate", "numpy"},
+    "maskc.searches": {"maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.tabulate", "numpy"},
     "maskc.bounds": {
-        *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.rows", "maskc.support", "maskc.tabulate"),
+        *("maskc.spec", "maskc.evaluate", "maskc.interval", "maskc.searches", "maskc.support", "maskc.tabulate"),
         "numpy",
     },
     "maskc.plan": {"maskc.spec", "maskc.evaluate", "maskc.features", "maskc.interval", "maskc.bounds", "numpy"},
