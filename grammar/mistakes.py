@@ -108,7 +108,7 @@ def _unexpected(word: Word, expected: set[str]) -> str:
 def _hint(line: Line, error: FormError) -> str | None:
     """What the author of an unexpected word may have meant."""
     at, expected = error.at, error.expected
-    word, before, statement = line.words[at], line.words[at - 1], _statement(line)
+    word, before, statement = line.words[at], line.words[at - 1], _statement(line, at)
     in_expression = "PLUS" in expected
     if word.type == "EQUAL" and before is statement:
         return f"write 'let {before} = ...'"
@@ -151,9 +151,9 @@ def _for_or_if_hint(line: Line, at: int, statement: Word) -> str | None:
     return "a 'for' stands in a call: any(EXPRESSION for i in range(n))"
 
 
-def _statement(line: Line) -> Word:
-    """The word of the statement that a line ends with, `keep` of `mask causal: keep k <= q`."""
-    return next(word for word in reversed(line.words) if word.type in _KINDS)
+def _statement(line: Line, at: int) -> Word:
+    """The word of the statement before a word: `keep` behind the colon of `mask causal: keep k <= q`."""
+    return next(word for word in reversed(line.words[:at]) if word.type in _KINDS)
 
 
 def _open_brackets(line: Line, at: int) -> int:
@@ -165,7 +165,7 @@ def _open_brackets(line: Line, at: int) -> int:
 def _ends_early(line: Line, expected: set[str]) -> Diagnostic:
     last = line.words[-1].span
     behind = Span(last.source, last.end, last.end + 1)
-    statement = _statement(line)
+    statement = _statement(line, len(line.words))
     if "INTEGER" in expected:
         bare = line.words[-1] is statement
         return Diagnostic("expected an expression", behind, _FORMS.get(statement.type) if bare else None)

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from maskc.check import diagnose, load, load_source
 from maskc.diagnostics import Diagnostic, MaskError, Source
+from maskc.grammar.parser import recover
 
 SECONDS = 10.0  # of processor time; two at most are usual
+READING_SECONDS = 3.0  # the part of the parser; one at most is usual
 
 
 def outcome(text: str) -> str:
@@ -73,14 +75,73 @@ PIECES = st.sampled_from(
             "keep q not in (1, k)",
             "keep 1 < q < k in (3,)",
         ),
+        *("if q:", "else:"),
         *(
+            "axes cls: 1, patch: (y, x), text: n",
+            "axes y, x border n",
+            "queries y, x",
+            "queries cls: 1, text: n * 2",
+            "keys z",
+            "keys y, x border 1",
+            "keys text: n, patch: (y, x)",
+            "axes cls:, y",
+            "queries",
             "packed t",
+            "packed",
+            "input start: int[docs] sorted",
+            "packed start",
+            "keep q.y == k.y if q in patch and k in patch else True",
+            "keep not q in text or q.text > 1",
+            "keep q.segment == k.segment and doc < 3",
+            "keep y.size > q.z",
+        ),
+        *(
+            "mass *= u",
+            "mass = 2",
+            "mass",
+            "weight = weight * 2 + 1",
+            "weight **= 2",
+            "weight *= where(rand(1, q, k) < 0.5, 0, 2)",
+            "normalize softmax(sink=u)",
+            "normalize rowsum(relu(score), sink=2)",
+            "normalize none(score * u ** (q - k))",
+            "normalize entmax(alpha=1.5)",
+            "normalize softmax",
+            "normalize 3",
             "reduce s[q] = sum(score)",
-            "normalize none(score)",
-            "weight *= 2",
-            "rows q > 3",
-            "if q:",
-            "else:",
+            "reduce z[q // n, t[k]: 3] = mean(score)",
+            "reduce s = max(score)",
+            "reduce s = 2",
+            "output o[k] = logsumexp(score)",
+            "output o = count()",
+            "output o[q: n, k, head] = sum(weight)",
+            "score -= s[q]",
+            "weight /= s",
+            "rows t[q] > 0 else mean",
+            "rows q in range(3) else pass",
+            "rows q > k else nothing",
+            "rows q",
+            "claim count(k) <= n",
+        ),
+        *(
+            "keep any(k == q + i for i in range(-n, n))",
+            "score += sum(t[i] for i in range(q_len))",
+            "keep all(any(i == j for i in range(j)) for j in range(3))",
+            "keep q for i in range(3)",
+            "let c = cumsum(t, seq)",
+            "let c = cumsum(u, head)[head]",
+            "let l = [[1, 0], [0, 1]]",
+            "let l = [1, [2]]",
+            "keep l[q % 2, k % 2] == 1",
+            "keep k in l[q]",
+            "keep bucket(q, t) == bucket(k, c)",
+            "keep k in t",
+            "input e: float[seq, n] learned",
+            "score += dot(query, e[k])",
+            "score = scale * dot(query, key)",
+            "keep dot(query, key) > 0.5",
+            "keep score > 0 or weight > 0",
+            "keep rand(1, q, k, u) < 0.5",
         ),
         *(
             "keep (q",
@@ -180,6 +241,16 @@ WORDS = st.lists(
                 "def",
                 "input",
                 "axes",
+                "keys",
+                "packed",
+                "mass",
+                "weight",
+                "normalize",
+                "reduce",
+                "output",
+                "rows",
+                "border",
+                "any",
                 "int",
                 "float",
                 "\n",
@@ -284,6 +355,25 @@ LARGE = {
     "chain of lets": "let a0 = 1\n"
     + "".join(f"let a{i + 1} = a{i}\n" for i in range(1_000))
     + "mask a:\n    keep a1000 == k\n",
+    "parts": "mask a:\n    axes " + ", ".join(f"a{i}: (b{i}, c{i})" for i in range(3_000)) + "\n    keep q == k\n",
+    "part": "mask a:\n    keys a: (" + ",".join(f"a{i}" for i in range(9_000)) + ")\n    keep q == k\n",
+    "reductions": "mask a:\n" + "".join(f"    reduce r{i}[q] = sum(score)\n" for i in range(3_000)),
+    "slots": "mask a:\n    output r[" + ",".join(["k: 2"] * 9_000) + "] = count()\n",
+    "masses": "mask a:\n" + "    mass *= 2\n" * 5_000,
+    "weights": "mask a:\n" + "    weight = weight + weight\n" * 5_000,
+    "normalizers": "mask a:\n" + "    normalize softmax(sink=1)\n" * 5_000,
+    "rows": "mask a:\n" + "    rows q > 1 else mean\n" * 5_000,
+    "packed": "mask a:\n" + "    packed start\n" * 9_000,
+    "folds in folds": KEEP + "any(" * 90 + "q == k" + "".join(f" for i{i} in range(9))" for i in range(90)),
+    "folds": KEEP + " or ".join(f"any(k == i for i in range({n}))" for n in range(3_000)),
+    "long fold": KEEP + "any(k == i * i for i in range(2 ** 62))",
+    "table": "let t = [" + ",".join(["[1, 2]"] * 8_000) + "]\n" + KEEP + "t[q, 0] == k",
+    "tables": "".join(f"let t{i} = [1, 2]\n" for i in range(5_000)) + KEEP + "t1[q] == k",
+    "nested tables": "let t = " + "[" * 90 + "1" + "]" * 90 + "\n" + KEEP + "q == k",
+    "cumulated": "mask a:\n    input a0: int[seq]\n"
+    + "".join(f"    let a{i + 1} = cumsum(a{i}, seq)\n" for i in range(2_000))
+    + "    keep a2000[q] == k\n",
+    "unfinished statements": "mask a:\n" + "    reduce r[q\n    rows q\n    normalize\n    weight\n" * 3_000,
     "nested masks": "".join("  " * i + "mask a:\n" for i in range(700)),
     "nested functions": "".join(" " * i + f"def a{i}():\n" for i in range(1_000)),
     "nested ifs": "".join(" " * i + "if x:\n" for i in range(1_000)),
@@ -303,6 +393,14 @@ def test_large_files_end_soon(name: str) -> None:
     found = diagnose(Source("a.mask", LARGE[name]))
     assert time.process_time() - start < SECONDS
     assert any(d.severity == "error" for d in found) == (name not in ("lets", "masks"))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_files_are_read_soon(name: str) -> None:
+    start = time.process_time()
+    _, found = recover(Source("a.mask", LARGE[name]))
+    assert time.process_time() - start < READING_SECONDS
+    assert len(found) <= 100
 
 
 def test_a_caller_deep_in_its_own_stack_gets_a_diagnosis() -> None:
