@@ -208,6 +208,16 @@ def _definition(item: syntax.Mask | syntax.Function | syntax.Let, scope: Scope) 
             return LetValue(item, scope)
 
 
+def _library_masks() -> list[syntax.Mask]:
+    return [value.node for value in _library().names.values() if isinstance(value, MaskValue)]
+
+
+def _names_of_tables(masks: Sequence[syntax.Mask]) -> Iterator[str]:
+    """The names of inputs and reductions of masks."""
+    for mask in masks:
+        yield from (s.name.text for s in mask.body if isinstance(s, syntax.Input | syntax.Reduce))
+
+
 class _Checker(Elaborator):
     """Reads the statements of a file."""
 
@@ -220,6 +230,7 @@ class _Checker(Elaborator):
             else:
                 self.define(item.name, _definition(item, scope), scope)
         masks = [item for item in file.items if isinstance(item, syntax.Mask)]
+        self.given = {*_names_of_tables(masks), *_names_of_tables(_library_masks())}
         if not masks and not self.found:
             start = Span(file.source, 0, 0) if file.source.text else None
             self.report("there is no mask in this file", start, "begin one with 'mask NAME:'")
@@ -640,6 +651,7 @@ class _Checker(Elaborator):
             places[0],
             places[1],
             inputs=reading.inputs,
+            made=reading.made,
             structural=reading.structural,
             score=SCORE,
             taken=reading.taken,
