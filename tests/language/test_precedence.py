@@ -1,5 +1,6 @@
 """Operators and their precedence are Python's: random expressions against Python's own `eval`."""
 
+import ast
 import math
 import warnings
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from maskc.check import diagnose, load
 from maskc.diagnostics import MaskInputError, Source
 from maskc.evaluate import Pairs, evaluate
+from maskc.grammar import syntax
+from maskc.grammar.parser import parse, recover
 from maskc.sizes import resolve
 from maskc.spec import Binary, Cast, Expr, Literal, MaskSpec, Type
 
@@ -270,3 +273,91 @@ def test_builtins(call: str, expected: float) -> None:
     expr, spec = typed(call, boolean=False)
     assert value(expr, spec) == pytest.approx(expected, rel=1e-15)
     assert (expr.type is Type.FLOAT) == isinstance(expected, float)
+
+
+# The shape of a tree, whatever its types: everything bracketed, Python has to read the same tree as without brackets.
+
+OPERANDS = st.sampled_from(["q", "k", "1", "2.5", "True", "rows", "t[q]", "f(k)", "q.y", "keys", "()", "[1, 2]"])
+OPERATORS = st.sampled_from([*NUMBERS, *COMPARISONS, "/", "**", "in", "not in", "and", "or"])
+
+
+def deeper(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.one_of(
+        st.tuples(inner, OPERATORS, inner).map(" ".join),
+        st.tuples(inner, OPERATORS, inner, OPERATORS, inner).map(" ".join),
+        st.tuples(st.sampled_from(["-", "~", "+", "not "]), inner).map("".join),
+        st.tuples(inner, inner, inner).map(lambda x: f"{x[0]} if {x[1]} else {x[2]}"),
+        st.tuples(inner, inner).map(lambda x: f"any({x[0]} for i in range({x[1]}))"),
+        st.tuples(inner, inner).map(lambda x: f"min({x[0]}, b={x[1]})"),
+        st.tuples(inner, inner).map(lambda x: f"t[{x[0]}, {x[1]}]"),
+        st.tuples(inner, inner).map(lambda x: f"[{x[0]}, ({x[1]})]"),
+    )
+
+
+def bracketed(node: syntax.Node) -> str:
+    """The text of an expression with brackets around every part."""
+    match node:
+        case syntax.Bracketed(inner=inner):
+            return bracketed(inner)
+        case syntax.Tuple(items=items):
+            return f"({''.join(bracketed(i) + ', ' for i in items)})"
+        case syntax.List(items=items):
+            return f"[{', '.join(map(bracketed, items))}]"
+        case syntax.Attribute(owner=owner, name=name):
+            return f"({bracketed(owner)}).{name.text}"
+        case syntax.Subscript(table=table, indices=indices):
+            return f"({bracketed(table)})[{', '.join(map(bracketed, indices))}]"
+        case syntax.Call(function=function, arguments=arguments):
+            return f"({bracketed(function)})({', '.join(map(bracketed, arguments))})"
+        case syntax.Argument(name=name, value=value):
+            return bracketed(value) if name is None else f"{name.text}={bracketed(value)}"
+        case syntax.Comprehension(element=element, name=name, iterable=iterable):
+            return f"{bracketed(element)} for {name.text} in {bracketed(iterable)}"
+        case syntax.Unary(operator=operator, operand=operand):
+            return f"({operator} {bracketed(operand)})"
+        case syntax.Binary(operator=operator, left=left, right=right):
+            return f"({bracketed(left)} {operator} {bracketed(right)})"
+        case syntax.Comparison(operands=(first, *others), comparators=comparators):
+            links = (f"{c.text} {bracketed(o)}" for c, o in zip(comparators, others, strict=True))
+            return f"({' '.join([bracketed(first), *links])})"
+        case syntax.BooleanOperation(operator=operator, operands=operands):
+            return f"({f' {operator} '.join(map(bracketed, operands))})"
+        case syntax.Conditional(condition=condition, then=then, otherwise=otherwise):
+            return f"({bracketed(then)} if {bracketed(condition)} else {bracketed(otherwise)})"
+        case _:
+            return node.span.text
+
+
+def shape(text: str) -> str:
+    """Python's tree of an expression."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.dump(ast.parse(text, mode="eval"))
+
+
+@settings(max_examples=400)
+@given(st.recursive(OPERANDS, deeper, max_leaves=12))
+def test_shapes(text: str) -> None:
+    file, found = recover(Source("a.mask", f"mask a:\n    keep {text}\n    rows ({text}) else zero\n"))
+    try:
+        shape(text)
+    except SyntaxError:  # `-not q`
+        assert len(found) == 2
+        return
+    assert not found
+    (mask,) = file.items
+    assert isinstance(mask, syntax.Mask)
+    keep, rows = mask.body
+    assert isinstance(keep, syntax.Keep)
+    assert isinstance(rows, syntax.Rows)
+    assert shape(bracketed(keep.value)) == shape(bracketed(rows.value)) == shape(text)
+
+
+@pytest.mark.parametrize("text", ["q or k", "not q in (1, 2)", "q < 3 and k", "any(q if k else i for i in range(2))"])
+def test_rows_need_no_brackets(text: str) -> None:
+    (mask,) = parse(Source("a.mask", f"mask a: rows {text} else pass\n")).items
+    assert isinstance(mask, syntax.Mask)
+    (rows,) = mask.body
+    assert isinstance(rows, syntax.Rows)
+    assert shape(bracketed(rows.value)) == shape(text)
+    assert rows.default.text == "pass"
