@@ -19,32 +19,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.evaluate import Array, cast, constants, depends
+from maskc.evaluate import Array, cast, constants, depends, tables_read
 from maskc.interval import Interval, Ranges, Truth
+from maskc.searches import Buckets, Members, affordable
 from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bucket,
     Coordinate,
     Count,
+    Dot,
     Expr,
+    FinalScore,
+    FreeSize,
     Index,
     InputSpec,
+    Kept,
     Length,
     MaskSpec,
+    Member,
     Offset,
     Parameter,
     Position,
+    PrefixSum,
     Read,
+    Row,
+    Scale,
     Score,
     Side,
     Sizes,
     Total,
     Type,
+    Values,
+    Weight,
     walk,
 )
 from maskc.support import arrange, span
-from maskc.tabulate import Box, Column, Scene, Table, boxes, table_span
+from maskc.tabulate import Box, Column, Scene, Table, boxes, entry_span
 
 _CELLS = 1 << 20
 """Tiles that are classified at once."""
@@ -80,6 +92,8 @@ class Analysis:
         self._arrangement = arrange(predicate, sizes)
         self._tables: dict[int, Table] = {}
         self._columns: dict[int, Column] = {}
+        self._members: dict[int, Members] = {}
+        self._buckets: dict[int, Buckets] = {}
 
     def _table(self, part: Expr) -> Table:
         if id(part) not in self._tables:
@@ -90,6 +104,22 @@ class Analysis:
         if id(part) not in self._columns:
             self._columns[id(part)] = Column(self._scene, part, self._arrangement.columns[id(part)])
         return self._columns[id(part)]
+
+    def _looks_at(self, part: Member | Bucket) -> bool:
+        """Whether the rows that a part searches are known tile by tile."""
+        rows = self._arrangement.rows
+        return id(part) in rows and affordable(self._scene, part.row, rows[id(part)])
+
+    def _member(self, part: Member) -> Members:
+        if id(part) not in self._members:
+            self._members[id(part)] = Members(self._scene, part.row, self._arrangement.rows[id(part)])
+        return self._members[id(part)]
+
+    def _bucket(self, part: Bucket) -> Buckets:
+        if id(part) not in self._buckets:
+            side = self._arrangement.rows[id(part)]
+            self._buckets[id(part)] = Buckets(self._scene, part.row, side, part.item.type)
+        return self._buckets[id(part)]
 
     def every(self, tile: tuple[int, int]) -> Array:
         """The classes of all tiles at once: uint8 [maps, q_tiles, k_tiles]."""
@@ -127,26 +157,45 @@ class Analysis:
     def _boxed(self, tile: tuple[int, int], map_: Array, q_tile: Array, k_tile: Array, q: Box, k: Box) -> Array:
         """Class of one box of queries and one of keys in each tile."""
         scene, arrangement = self._scene, self._arrangement
+        tiles = (tile, map_, q_tile, k_tile)
 
         def known(expr: Expr) -> Interval | Array | None:
             if id(expr) in arrangement.tables:
                 return self._table(expr).classes(map_, q, k)
             if id(expr) in arrangement.columns:
-                return self._column(expr).at(tile, map_, q_tile, k_tile)
+                return self._column(expr).at(*tiles)
             match expr:
                 case Position() | Coordinate():
                     box = q if expr.side is Side.Q else k
                     axis = expr.axis if isinstance(expr, Coordinate) else ""
                     shift = box.offset if axis == "" else 0
-                    low, high = (cast(scene.xp, end + shift, scene.xp.float64) for end in box.ends(axis))
-                    return Interval(low, high)
+                    low, high = box.ends(axis)
+                    return self._bounds(low + shift, high + shift)
+                case Index() | Offset():
+                    value = scene.leaf(expr, map_)
+                    return self._bounds(value, value)
                 case Read():
-                    entries = table_span(scene, expr.input, expr.type)
-                    return entries if expr.type is not Type.BOOL else cast(scene.xp, entries.high > 0, scene.xp.uint8)
+                    entries = entry_span(scene, expr, [ranges.interval(index) for index in expr.indices])
+                    return entries if expr.type is not Type.BOOL else _truth(scene.xp, entries)
+                case Member() if self._looks_at(expr):
+                    return self._member(expr).classes(ranges.interval(expr.item), *tiles)
+                case Bucket() if self._looks_at(expr):
+                    return self._bucket(expr).interval(ranges.interval(expr.item), *tiles)
+                case Bucket():
+                    return self._bounds(scene.full(0), scene.full(self._row_length(expr.row)))
                 case _:
                     return None
 
-        return Ranges(scene.xp, known, scene.full).truth(arrangement.predicate)
+        ranges = Ranges(scene.xp, known, scene.full)
+        return ranges.truth(arrangement.predicate)
+
+    def _bounds(self, low: Array, high: Array) -> Interval:
+        """Integers that are exact as floats."""
+        xp = self._scene.xp
+        return Interval(cast(xp, low, xp.float64), cast(xp, high, xp.float64))
+
+    def _row_length(self, row: Row) -> int:
+        return int(self._scene.inputs[row.input].shape[-1])
 
     def count(self) -> int | None:
         """How many pairs are kept over all maps, where tables over separate axes decide the predicate; numpy only."""
@@ -266,16 +315,35 @@ def _refined_tiles(analysis: Analysis, tile: tuple[int, int], coarse: Chunk) -> 
     return classes.reshape(height * _COARSER, width * _COARSER)
 
 
+def _truth(xp: Any, entries: Interval) -> Array:
+    """The class of a read of booleans."""
+    return cast(xp, entries.high > 0, xp.uint8) + cast(xp, entries.low > 0, xp.uint8)
+
+
 def tile_counts(sizes: Sizes, tile: tuple[int, int]) -> tuple[int, int]:
     """How many tiles cover the queries and the keys."""
     return -(-sizes.q_len // tile[0]), -(-sizes.k_len // tile[1])
 
 
 def reads_data(spec: MaskSpec, sizes: Sizes) -> bool:
-    """Whether which pairs are kept depends on the contents of tensors: inputs, or offsets given as tensors."""
-    nodes = list(walk(spec.predicate))
+    """Whether which pairs are kept depends on the contents of tensors of the call: inputs, or offsets given so."""
+    nodes = walk(spec.predicate)
     moved = any(isinstance(n, Position | Coordinate | Offset) and sizes.offset(n.side) is None for n in nodes)
-    return moved or any(isinstance(n, Read) for n in nodes)
+    return moved or not tables_read(spec.predicate) <= constant_tables(spec)
+
+
+def constant_tables(spec: MaskSpec) -> frozenset[str]:
+    """The tables whose contents the spec itself decides."""
+    found: set[str] = set()
+    for entry in spec.inputs:
+        match entry.source:
+            case Values():
+                found.add(entry.name)
+            case PrefixSum(table=table) if table in found:
+                found.add(entry.name)
+            case _:
+                pass
+    return frozenset(found)
 
 
 Bounds = tuple[float, float]
@@ -330,12 +398,16 @@ def _local(side: Side) -> Expr:
 def _scalar_ranges(known: Mapping[Expr, Bounds], inputs: tuple[InputSpec, ...]) -> Ranges:
     """The interval reading over every pair of every call that `known` describes."""
     below = {i.name: i.below for i in inputs}
+    values = {i.name: i.source for i in inputs if isinstance(i.source, Values)}
     natural = {_local(side) for side in Side}
 
     def interval(bounds: Bounds) -> Interval:
         return Interval(np.float64(bounds[0]), np.float64(bounds[1]))
 
     def promised(expr: Read) -> Bounds:
+        if expr.input in values:
+            entries = (0.0, *map(float, values[expr.input].entries))
+            return min(entries), max(entries)
         limit = below.get(expr.input)
         return (-math.inf, math.inf) if limit is None else (-1.0, max(0.0, float(ranges.interval(limit).high) - 1))
 
@@ -343,13 +415,15 @@ def _scalar_ranges(known: Mapping[Expr, Bounds], inputs: tuple[InputSpec, ...]) 
         if expr in known:
             return interval(known[expr])
         match expr:
-            case Position() | Coordinate() | Offset() | Length() | AxisSize() | Index() | Total():
+            case Position() | Coordinate() | Offset() | Length() | AxisSize() | FreeSize() | Index() | Total() | Kept():
                 return interval(_NATURAL)
-            case Parameter() | Read() | Score() if expr.type is Type.BOOL:
+            case Bucket() if expr.row.input in values:
+                return interval((0.0, float(values[expr.row.input].shape[-1])))
+            case Parameter() | Read() if expr.type is Type.BOOL:
                 return np.uint8(Truth.DEPENDS)
             case Read() if expr.type is Type.INT:
                 return interval(promised(expr))
-            case Parameter() | Read() | Score():
+            case Parameter() | Read() | Score() | FinalScore() | Weight() | Scale() | Dot():
                 return replace(interval((-math.inf, math.inf)), nan=expr.type is Type.FLOAT)
             case Binary(op=BinaryOp.SUB) if expr in natural:
                 return interval(_NATURAL)

@@ -7,6 +7,7 @@ gives the derivative to the second operand; relu'(0) = 0.
 """
 
 import math
+from dataclasses import replace
 from typing import assert_never
 
 from maskc.spec import (
@@ -14,22 +15,34 @@ from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FoldOp,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
+    Member,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Scale,
     Score,
     Select,
     Total,
     Type,
     Unary,
     UnaryOp,
+    Weight,
     walk,
 )
 
@@ -37,10 +50,13 @@ ZERO = Literal(Type.FLOAT, 0.0)
 ONE = Literal(Type.FLOAT, 1.0)
 
 
-def derivative(expr: Expr, wrt: Score = SCORE) -> Expr:
-    """d expr / d wrt for a float expression, as a float expression over the same names."""
+def derivative(expr: Expr, wrt: Score | FinalScore | Weight = SCORE) -> Expr:
+    """d expr / d wrt for a float expression, as a float expression over the same names.
+
+    Of the first score, the final one and the weight, those that are not `wrt` are held fixed.
+    """
     match expr:
-        case Score():
+        case Score() | FinalScore() | Weight():
             return ONE if expr == wrt else ZERO
         case Unary():
             return _unary(expr, derivative(expr.operand, wrt))
@@ -48,6 +64,8 @@ def derivative(expr: Expr, wrt: Score = SCORE) -> Expr:
             return _binary(expr, derivative(expr.left, wrt), derivative(expr.right, wrt))
         case Select():
             return select(expr.condition, derivative(expr.then, wrt), derivative(expr.otherwise, wrt))
+        case Fold():
+            return _folded(expr, derivative(expr.body, wrt))
         case (
             Literal()
             | Position()
@@ -55,10 +73,18 @@ def derivative(expr: Expr, wrt: Score = SCORE) -> Expr:
             | Offset()
             | Length()
             | AxisSize()
+            | FreeSize()
             | Index()
             | Total()
             | Parameter()
+            | Bound()
+            | Scale()
+            | Kept()
             | Read()
+            | Member()
+            | Bucket()
+            | Dot()
+            | Rand()
             | Cast()
         ):
             return ZERO
@@ -91,6 +117,11 @@ def is_additive(score: Expr) -> Expr | None:
 
 def _reads_score(expr: Expr) -> bool:
     return any(isinstance(node, Score) for node in walk(expr))
+
+
+def _folded(expr: Fold, inner: Expr) -> Expr:
+    """The sum of the derivatives; `any` and `all` are no floats."""
+    return ZERO if inner == ZERO or expr.op is not FoldOp.SUM else replace(expr, body=inner)
 
 
 def _unary(expr: Unary, inner: Expr) -> Expr:

@@ -240,6 +240,16 @@ def apply_binary(xp: Any, op: BinaryOp, a: Array, b: Array) -> Array:
             assert_never(op)
 
 
+def rows_at(row: Row, type_: Type, pairs: Pairs) -> tuple[Array, Array]:
+    """All entries of the rows at every pair, [length, ...] of a type, and whether each row exists, [...]."""
+    with quiet(pairs.xp):
+        length, entry_at, inside = _Reader(pairs, set()).row(row, type_)
+        places = pairs.xp.arange(length) if pairs.xp is np else pairs.xp.arange(length, device=pairs.q.device)
+        return entry_at(
+            places.reshape((-1, *(1,) * max(len(x.shape) for x in (pairs.batch, pairs.q, pairs.k))))
+        ), inside
+
+
 def row_position(xp: Any, row_length: int, item: Array, entry_at: Callable[[Array], Array]) -> Array:
     """How many entries of ascending rows are <= item, int64; 0 for NaN.
 
@@ -384,7 +394,7 @@ class _Reader:
             place = place * extent + _within(self.pairs.xp, index, extent - 1)
         return place, inside
 
-    def _row(self, row: Row, type_: Type) -> tuple[int, Callable[[int | Array], Array], Array]:
+    def row(self, row: Row, type_: Type) -> tuple[int, Callable[[int | Array], Array], Array]:
         """Length of a row, its entry at places in [0, length), and whether the row exists."""
         xp, table = self.pairs.xp, self.pairs.inputs[row.input]
         *extents, length = (int(n) for n in table.shape)
@@ -395,7 +405,7 @@ class _Reader:
 
     def _member(self, expr: Member) -> Array:
         item = self.read(expr.item)
-        length, entry_at, inside = self._row(expr.row, Type.INT)
+        length, entry_at, inside = self.row(expr.row, Type.INT)
         found = self._constant(False, Type.BOOL)
         for place in range(length):
             entry = entry_at(place)
@@ -404,7 +414,7 @@ class _Reader:
 
     def _bucket(self, expr: Bucket) -> Array:
         xp, item = self.pairs.xp, self.read(expr.item)
-        length, entry_at, inside = self._row(expr.row, expr.item.type)
+        length, entry_at, inside = self.row(expr.row, expr.item.type)
         count = row_position(xp, length, item, entry_at)
         return xp.where(inside, count, xp.zeros_like(count))
 

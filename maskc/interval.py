@@ -11,29 +11,41 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from maskc.evaluate import Array, apply_unary, cast, quiet
 from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FoldOp,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
+    Member,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Scale,
     Score,
     Select,
     Total,
     Type,
     Unary,
     UnaryOp,
+    Weight,
 )
 
 
@@ -54,6 +66,8 @@ class Interval:
     nan: Array = False
 
 
+_Read = TypeVar("_Read")
+
 Known = Callable[[Expr], Interval | Array | None]
 """What is known of a node from elsewhere: an Interval of a number, classes (uint8) of a predicate, None to read it."""
 
@@ -68,7 +82,8 @@ _WIDE = 2.0**-48
 class Ranges:
     """The two readings over one set of pairs.
 
-    known: asked first at every node; it must answer for positions and every other leaf but literals.
+    known: asked first at every node; it must answer for positions and every other leaf but literals and the indices of
+    folds. What it does not know of rows holds for any row.
     scalar: makes a 0-d array of a number, on the device of the other arrays.
     wraps: whether integers that could leave 2**53 count as wrapped (any value) or as merely large.
     """
@@ -80,6 +95,7 @@ class Ranges:
         self._wraps = wraps
         self._intervals: dict[int, Interval] = {}
         self._truths: dict[int, Array] = {}
+        self._steps: dict[str, Interval] = {}
         self._alive: list[Expr] = []  # so that no id is given to another node
 
     def interval(self, expr: Expr) -> Interval:
@@ -112,8 +128,36 @@ class Ranges:
                 return self._chosen(self.truth(expr.condition), self.truth(expr.then), self.truth(expr.otherwise))
             case Binary():
                 return self._logic(expr)
+            case Member():
+                return self._class(Truth.DEPENDS)
+            case Fold():
+                return self._folded_truth(expr)
             case _:
                 raise AssertionError(f"{expr} has no truth of its own")
+
+    def _folded_truth(self, expr: Fold) -> Array:
+        """The body's class for every index at once; where there may be none, it decides nothing by itself."""
+        xp = self._xp
+        count, body = self._count(expr), self._body(expr, self.truth)
+        neutral = self._class(Truth.ALWAYS if expr.op is FoldOp.ALL else Truth.NEVER)
+        some = xp.where(body == neutral, neutral, self._class(Truth.DEPENDS))
+        return xp.where(count.low >= 1, body, xp.where(count.high < 1, neutral, some))
+
+    def _count(self, fold: Fold) -> Interval:
+        """How many steps a fold has, not negative."""
+        count = self.interval(fold.count)
+        zero = self._xp.zeros_like(count.low)
+        return Interval(self._xp.maximum(count.low, zero), self._xp.maximum(count.high, zero))
+
+    def _body(self, fold: Fold, read: Callable[[Expr], _Read]) -> _Read:
+        """A reading of the body over all values of the index; what is found in there holds nowhere else."""
+        count = self._count(fold)
+        steps, intervals, truths = self._steps, self._intervals, self._truths
+        self._steps = {**steps, fold.index.name: Interval(self._xp.zeros_like(count.high), count.high - 1)}
+        self._intervals, self._truths = {}, {}
+        found = read(fold.body)
+        self._steps, self._intervals, self._truths = steps, intervals, truths
+        return found
 
     def _logic(self, expr: Binary) -> Array:
         xp = self._xp
@@ -174,17 +218,33 @@ class Ranges:
                 return self._binary(expr)
             case Select():
                 return self._selected(expr)
+            case Bound():
+                return self._steps[expr.name]
+            case Bucket():
+                return Interval(self._scalar(0.0, self._xp.float64), self._scalar(math.inf, self._xp.float64))
+            case Rand():
+                return Interval(self._scalar(0.0, self._xp.float64), self._scalar(1 - 2.0**-24, self._xp.float64))
+            case Fold():
+                return self._folded_sum(expr)
+            case Member():
+                raise AssertionError("membership gives no number")
             case (
                 Position()
                 | Coordinate()
                 | Offset()
                 | Length()
                 | AxisSize()
+                | FreeSize()
                 | Index()
                 | Total()
                 | Parameter()
                 | Read()
                 | Score()
+                | FinalScore()
+                | Weight()
+                | Scale()
+                | Kept()
+                | Dot()
             ):
                 raise AssertionError(f"the range of {expr} must be known")
             case _:
@@ -198,6 +258,17 @@ class Ranges:
             )
         value = self._scalar(number, self._xp.float64)
         return self._whole(value, value) if expr.type is Type.INT else Interval(value, value)
+
+    def _folded_sum(self, expr: Fold) -> Interval:
+        """Between count times the least and count times the greatest value."""
+        count, body = self._count(expr), self._body(expr, self.interval)
+        low, high = self._corners(lambda x, y: x * y, count, body)
+        if expr.type is Type.INT:
+            return self._whole(low, high)
+        largest = self._xp.maximum(-body.low, body.high)
+        error = count.high * count.high * largest * _WIDE  # every step may round the sum that was reached
+        low, high = low - error, high + error
+        return self._floating(low, high, body.nan | ((low == -math.inf) & (high == math.inf)))
 
     def _selected(self, expr: Select) -> Interval:
         xp = self._xp

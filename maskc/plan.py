@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from maskc.bounds import Analysis, Chunk, class_chunks, tile_counts
 from maskc.evaluate import Array, Pairs, constants, evaluate
+from maskc.features import require_mask
 from maskc.interval import Truth
 from maskc.spec import TRUE, Expr, MaskSpec, Side, Sizes, conjunction
 
@@ -109,7 +110,11 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 def build(spec: MaskSpec, sizes: Sizes, tile: tuple[int, int], inputs: Inputs | None = None) -> BlockPlan:
-    """The plan of one call in row-major order. inputs: numpy arrays, needed where the predicate `reads_data`."""
+    """The plan of one call in row-major order. inputs: numpy arrays of all tables that the predicate reads.
+
+    Raises MaskUnsupportedError where the kept pairs depend on the scores.
+    """
+    require_mask(spec)
     analysis = Analysis(spec.predicate, sizes, inputs)
     clauses = _OpenClauses(spec, sizes, inputs, analysis.maps)
     maps, (q_tiles, k_tiles) = math.prod(analysis.maps), tile_counts(sizes, tile)

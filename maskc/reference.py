@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.evaluate import Pairs, depends, evaluate
+from maskc.features import require_mask
 from maskc.spec import Binary, BinaryOp, Claim, Expr, MaskSpec, Side, Sizes, Type, Unary, UnaryOp
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -40,7 +41,11 @@ def mask_dims(spec: MaskSpec, sizes: Sizes) -> tuple[bool, bool]:
 
 
 def mask(spec: MaskSpec, sizes: Sizes, inputs: Inputs | None = None) -> NDArray[np.bool_]:
-    """The kept pairs, bool [batch?, head?, q_len, k_len]; `mask_dims` says which of the first two dims it has."""
+    """The kept pairs, bool [batch?, head?, q_len, k_len]; `mask_dims` says which of the first two dims it has.
+
+    Raises MaskUnsupportedError where they depend on the scores.
+    """
+    require_mask(spec)
     batch, head = mask_dims(spec, sizes)
     rows, heads = _maps((batch, head), sizes)
     kept = np.zeros((rows, heads, sizes.q_len, sizes.k_len), np.bool_)
@@ -50,7 +55,11 @@ def mask(spec: MaskSpec, sizes: Sizes, inputs: Inputs | None = None) -> NDArray[
 
 
 def live_pairs(spec: MaskSpec, sizes: Sizes, inputs: Inputs | None = None) -> NDArray[np.int64]:
-    """How many pairs are kept: int64 [batch rows, heads], 1 in a dim that the predicate does not depend on."""
+    """How many pairs are kept: int64 [batch rows, heads], 1 in a dim that the predicate does not depend on.
+
+    Raises MaskUnsupportedError where they depend on the scores.
+    """
+    require_mask(spec)
     maps = _maps(mask_dims(spec, sizes), sizes)
     count = np.zeros(maps, np.int64)
     for b, h, start, stop in _chunks(maps, sizes):

@@ -14,16 +14,26 @@ from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
+    Member,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Scale,
     Score,
     Select,
     Sizes,
@@ -31,6 +41,8 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    Weight,
+    children,
 )
 
 Move = Callable[[Position | Coordinate], int | None]
@@ -45,12 +57,28 @@ def growth(expr: Expr, move: Move) -> int | None:
     match expr:
         case Position() | Coordinate():
             return move(expr)
-        case Literal() | Offset() | Length() | AxisSize() | Index() | Total() | Parameter() | Score():
+        case (
+            Literal()
+            | Offset()
+            | Length()
+            | AxisSize()
+            | FreeSize()
+            | Index()
+            | Total()
+            | Parameter()
+            | Bound()
+            | Score()
+            | FinalScore()
+            | Weight()
+            | Scale()
+        ):
             return 0
         case Cast():
             return growth(expr.operand, move)
-        case Read():
-            return 0 if all(growth(i, move) == 0 for i in expr.indices) else None
+        case Read() | Member() | Bucket() | Rand() | Fold():
+            return 0 if all(growth(child, move) == 0 for child in children(expr)) else None
+        case Dot() | Kept():
+            return None
         case Unary():
             inner = growth(expr.operand, move)
             if expr.op is UnaryOp.NEG and inner is not None:

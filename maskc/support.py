@@ -16,10 +16,15 @@ from maskc.shift import along, growth
 from maskc.spec import (
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Coordinate,
     Expr,
+    Fold,
+    FoldOp,
     Index,
     Literal,
+    Member,
     Offset,
     Position,
     Read,
@@ -35,6 +40,11 @@ _TABLE = 1 << 16
 """Entries that a table of several numbers may always have; it may also have `_SHARE` per query and key."""
 
 _SHARE = 8
+
+_STEPS = 64
+"""Steps of a fold that are written out, if all of them together have at most `_WRITTEN` nodes."""
+
+_WRITTEN = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,14 @@ class Arrangement:
     """A predicate with the call's constants written in and its operands grouped, and how its parts are answered.
 
     tables: the numbers that decide a part, by the id of the part's node. columns: likewise the side that a number
-    reads, or None. boxed: whether some part is read by coordinates, so that tiles must be cut into boxes.
+    reads, or None. rows: the side that the row of a `Member` or `Bucket` reads, where it does not read both. boxed:
+    whether some part is read by coordinates, so that tiles must be cut into boxes.
     """
 
     predicate: Expr
     tables: Mapping[int, tuple[Dim, ...]]
     columns: Mapping[int, Side | None]
+    rows: Mapping[int, Side | None]
     boxed: bool
 
 
@@ -83,8 +95,8 @@ class Arrangement:
 def arrange(predicate: Expr, sizes: Sizes) -> Arrangement:
     """Cut a predicate into parts. Kept for the next call of the same sizes: it is most of the host's work."""
     arranger = _Arranger(sizes)
-    expr = arranger.arranged(_on_line(constants(predicate, sizes), sizes))
-    return Arrangement(expr, arranger.tables, arranger.columns, arranger.boxed(expr))
+    expr = arranger.arranged(_on_line(_unrolled(constants(predicate, sizes), sizes), sizes))
+    return Arrangement(expr, arranger.tables, arranger.columns, arranger.rows, arranger.boxed(expr))
 
 
 def span(sizes: Sizes, side: Side, axis: str) -> int:
@@ -102,10 +114,11 @@ class _Arranger:
         self.sizes = sizes
         self.tables: dict[int, tuple[Dim, ...]] = {}
         self.columns: dict[int, Side | None] = {}
+        self.rows: dict[int, Side | None] = {}
         self._alive: list[Expr] = []  # no id may be given to another node while this works
 
     def arranged(self, expr: Expr) -> Expr:
-        """The expression with its conjunctions and disjunctions grouped; tables and columns are noted on the way."""
+        """The expression with its conjunctions and disjunctions grouped; what answers its parts is noted on the way."""
         self._alive.append(expr)
         if isinstance(expr, Literal):
             return expr
@@ -119,7 +132,13 @@ class _Arranger:
         elif _is_column(expr):
             self.columns[id(expr)] = next(iter(_sides(expr)), None)
             return expr
-        return expr if isinstance(expr, Read) else rebuild(expr, self.arranged)
+        changed = rebuild(expr, self.arranged)
+        if isinstance(changed, Member | Bucket) and not any(map(_is_open, changed.row.indices)):
+            sides = {side for index in changed.row.indices for side in _sides(index)}
+            if len(sides) <= 1:
+                self.rows[id(changed)] = next(iter(sides), None)
+                self._alive.append(changed)
+        return changed
 
     def boxed(self, expr: Expr) -> bool:
         """Whether a part is read by coordinates."""
@@ -127,6 +146,8 @@ class _Arranger:
             return any(dim.axis != "" for dim in self.tables[id(expr)])
         if id(expr) in self.columns:
             return False
+        if isinstance(expr, Member | Bucket):
+            return self.boxed(expr.item)
         return isinstance(expr, Coordinate) or any(map(self.boxed, children(expr)))
 
     def _grouped(self, expr: Binary) -> Expr:
@@ -144,7 +165,7 @@ class _Arranger:
 
     def _dims(self, expr: Expr) -> tuple[Dim, ...] | None:
         """The numbers that decide a predicate, if a table over them is affordable."""
-        dims = numbers(expr, self.sizes)
+        dims = None if _is_open(expr) else numbers(expr, self.sizes)
         if dims is None or len(dims) <= 1:
             return dims
         entries = math.prod(dim.extent(self.sizes)[1] for dim in dims)
@@ -184,10 +205,56 @@ def _divisor(expr: Expr, place: Expr) -> int:
 
 def _is_column(expr: Expr) -> bool:
     """A number of one side at most, worth reading at every position; coordinates alone are better read box by box."""
-    if isinstance(expr, Position | Coordinate) or len(_sides(expr)) > 1:
+    if isinstance(expr, Position | Coordinate) or len(_sides(expr)) > 1 or _is_open(expr):
         return False
     nodes = list(walk(expr))
-    return any(isinstance(n, Read | Index | Offset) for n in nodes) or not any(isinstance(n, Coordinate) for n in nodes)
+    looked_up = any(isinstance(n, Read | Member | Bucket | Index | Offset) for n in nodes)
+    return looked_up or not any(isinstance(n, Coordinate) for n in nodes)
+
+
+def _is_open(expr: Expr) -> bool:
+    """Whether the index of a fold around the expression decides it."""
+    return bool(_indices(expr))
+
+
+def _indices(expr: Expr) -> frozenset[str]:
+    """The indices of folds that an expression reads and does not run itself."""
+    if isinstance(expr, Bound):
+        return frozenset((expr.name,))
+    found: frozenset[str] = frozenset().union(*map(_indices, children(expr)))
+    return found - {expr.index.name} if isinstance(expr, Fold) else found
+
+
+def _unrolled(expr: Expr, sizes: Sizes) -> Expr:
+    """Short folds written out, so that tables and ranges answer each of their steps."""
+
+    def visit(node: Expr) -> Expr:
+        node = rebuild(node, visit)
+        if not isinstance(node, Fold) or not isinstance(node.count, Literal):
+            return node
+        steps = int(node.count.value)
+        if steps > _STEPS or steps * node.body.size > _WRITTEN:
+            return node
+        bodies = [_with_step(node.body, node.index, step) for step in range(steps)]
+        match node.op:
+            case FoldOp.ANY:
+                return _joined(BinaryOp.OR, bodies)
+            case FoldOp.ALL:
+                return _joined(BinaryOp.AND, bodies)
+            case FoldOp.SUM:
+                total: Expr = Literal(node.type, 0.0 if node.type is Type.FLOAT else 0)
+                for body in bodies:
+                    total = Binary(node.type, BinaryOp.ADD, total, body)
+                return total
+
+    return constants(visit(expr), sizes)
+
+
+def _with_step(body: Expr, index: Bound, step: int) -> Expr:
+    """The body of a fold at one value of its index."""
+    if body == index:
+        return Literal(Type.INT, step)
+    return rebuild(body, lambda child: _with_step(child, index, step))
 
 
 def _on_line(expr: Expr, sizes: Sizes) -> Expr:

@@ -6,7 +6,7 @@ all maps share the values.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from maskc.evaluate import Array, Pairs, cast, coordinate, evaluate, full
 from maskc.interval import EXACT, Interval
-from maskc.spec import Expr, Side, Sizes, Type
+from maskc.spec import Bound, Coordinate, Count, Expr, Index, Offset, Position, Read, Side, Sizes, Type, walk
 from maskc.support import Dim, leaf, span
 
 
@@ -45,6 +45,15 @@ class Scene:
             return self.full(0), self.full(0)
         map_ = self.counted(math.prod(self.maps)).reshape((-1, *(1,) * rank))
         return map_ // self.maps[1], map_ % self.maps[1]
+
+    def leaf(self, expr: Index | Offset, map_: Array) -> Array:
+        """The value of an index or an offset in maps."""
+        batch, head = map_ // self.maps[1], map_ % self.maps[1]
+        if isinstance(expr, Offset):
+            return self.offset(expr.side, batch)
+        if expr.count is Count.BATCH:
+            return batch
+        return head if expr.count is Count.HEAD else head // (self.sizes.heads // self.sizes.kv_heads)
 
     def offset(self, side: Side, batch: Array) -> Array:
         """The offset of a side at batch rows; 0-d where all rows share it."""
@@ -297,9 +306,47 @@ def value_span(xp: Any, values: Array, whole: bool) -> Interval:
 def table_span(scene: Scene, name: str, type_: Type) -> Interval:
     """The range of every entry of an input and of 0, which a read out of range gives."""
     xp = scene.xp
-    dtype = xp.int64 if type_ is Type.INT else xp.float64
+    dtype = xp.int64 if type_ is not Type.FLOAT else xp.float64
     entries = cast(xp, scene.inputs[name], dtype).reshape((1, -1))
     entries = xp.concatenate((entries, scene.full(0, dtype, (1, 1))), 1)
-    found = value_span(xp, entries, type_ is Type.INT)
-    nan = found.nan if type_ is Type.INT else found.nan[0]
+    found = value_span(xp, entries, type_ is not Type.FLOAT)
+    nan = found.nan if type_ is not Type.FLOAT else found.nan[0]
     return Interval(found.low[0], found.high[0], nan)
+
+
+def entry_span(scene: Scene, expr: Read, indices: Sequence[Interval]) -> Interval:
+    """The range of a read over boxes, given those of its indices.
+
+    Of the corners where no index takes more than two values, else of the whole table.
+    """
+    xp = scene.xp
+    table = scene.inputs[expr.input]
+    every = table_span(scene, expr.input, expr.type)
+    moving = [any(isinstance(n, Position | Coordinate | Bound) for n in walk(index)) for index in expr.indices]
+    if 0 in table.shape or sum(moving) > _MOVING:
+        return every
+    places: list[tuple[Array, Array]] = [(scene.full(0), scene.full(True, xp.bool_ if xp is np else xp.bool))]
+    few: Array = True
+    for index, moves, extent in zip(indices, moving, table.shape, strict=True):
+        few = few & (index.high - index.low <= 1) & (xp.abs(index.low) < EXACT)
+        ends = [cast(xp, xp.clip(end, -1.0, float(extent)), xp.int64) for end in (index.low, index.high)[: 1 + moves]]
+        places = [
+            (place * int(extent) + xp.clip(end, 0, int(extent) - 1), inside & (end >= 0) & (end < int(extent)))
+            for place, inside in places
+            for end in ends
+        ]
+    whole = expr.type is not Type.FLOAT
+    entries = cast(xp, table, xp.int64 if whole else xp.float64)
+    read = [xp.where(inside, xp.take(entries, place), 0) for place, inside in places]
+    shape = np.broadcast_shapes(*(tuple(x.shape) for x in read))
+    corners = value_span(xp, xp.stack([xp.broadcast_to(x, shape).reshape(-1) for x in read], -1), whole)
+    low, high = (
+        xp.where(few, end.reshape(shape), bound)
+        for end, bound in ((corners.low, every.low), (corners.high, every.high))
+    )
+    nan = False if whole else xp.where(few, corners.nan.reshape(shape), every.nan)
+    return Interval(low, high, nan)
+
+
+_MOVING = 3
+"""Indices that differ between the pairs of a box, up to which all corners are read."""
