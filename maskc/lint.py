@@ -1,8 +1,9 @@
 """What a mask says that was probably not meant: clauses without effect, divisors that can be zero, integers that can
-overflow.
+overflow, row sums of what can be negative.
 
-In: checked expressions. Out: warnings. Everything is judged from intervals of integers, so a warning is rarely wrong
-and a mistake may well go unnoticed. Sizes and parameters are looked at in every call (`maskc.sizes`), not here.
+In: a checked mask. Out: warnings. Everything is judged from intervals of integers and from signs, so a warning is
+rarely wrong and a mistake may well go unnoticed. Sizes and parameters are looked at in every call (`maskc.sizes`), not
+here.
 """
 
 import math
@@ -10,29 +11,43 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from maskc.diagnostics import Diagnostic, Span
+from maskc.signs import is_nonnegative
 from maskc.spec import (
     COMPARISONS,
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FoldOp,
+    Form,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
+    MaskSpec,
+    Member,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Scale,
     Score,
     Select,
     Total,
     Type,
     Unary,
     UnaryOp,
+    Weight,
     children,
-    walk,
 )
 
 Interval = tuple[float, float]
@@ -45,23 +60,41 @@ _AXES: Interval = (1, 2**20 - 1)
 _ANY: Interval = (-math.inf, math.inf)
 _LOGICAL = {BinaryOp.AND, BinaryOp.OR}
 _DIVISIONS = {BinaryOp.DIV, BinaryOp.FLOORDIV, BinaryOp.MOD}
+_VARYING = {Position, Coordinate, Index, Read, Bound, Bucket, Member, Kept}
 
 
-def lint(clauses: Sequence[Expr], score: Expr, statements: Sequence[Span]) -> Iterator[Diagnostic]:
-    """Warnings about the clauses and the score of a mask. statements: where each clause stands in the text."""
+def lint(spec: MaskSpec, statements: Sequence[Span]) -> Iterator[Diagnostic]:
+    """Warnings about a mask. statements: where each clause stands in the text."""
     judge = _Judge()
-    for place, (clause, statement) in enumerate(zip(clauses, statements, strict=True)):
+    for place, (clause, statement) in enumerate(zip(spec.clauses, statements, strict=True)):
         truth = judge.truth(clause)
         if truth is True:
             yield _warning("this holds for every pair and changes nothing", clause.span)
         elif truth is False:
             yield _warning("no pair satisfies this: nothing is ever kept", clause.span)
-        elif clause in clauses[:place]:
+        elif clause in spec.clauses[:place]:
             yield _warning("this says the same as an earlier line and changes nothing", clause.span)
         else:
             yield from _idle_operands(clause, statement, judge)
-    for expr in (*clauses, score):
+    for expr in spec.exprs:
         yield from _arithmetic(expr, judge, guarded=False, seen=set())
+    yield from _rows(spec, judge)
+    yield from _row_sum(spec)
+
+
+def _rows(spec: MaskSpec, judge: "_Judge") -> Iterator[Diagnostic]:
+    truth = None if spec.rows is None else judge.truth(spec.rows.computed)
+    if spec.rows is not None and truth is not None:
+        said = "every query is computed: this changes nothing" if truth else "no query is ever computed"
+        yield _warning(said, spec.rows.computed.span)
+
+
+def _row_sum(spec: MaskSpec) -> Iterator[Diagnostic]:
+    """A row sum near 0 makes weights of any size, which terms of both signs easily have."""
+    value = spec.normalizer.value
+    if spec.normalizer.form is Form.ROWSUM and value is not None and not is_nonnegative(value):
+        hint = "its row sum may be near 0; relu, exp, abs or even powers are never negative"
+        yield _warning("this can be negative", value.span, hint)
 
 
 def _warning(message: str, span: Span | None, hint: str | None = None) -> Diagnostic:
@@ -87,6 +120,8 @@ def _arithmetic(expr: Expr, judge: "_Judge", guarded: bool, seen: set[int]) -> I
     if id(expr) in seen:
         return
     seen.add(id(expr))
+    if isinstance(expr, Fold):
+        judge.enter(expr)
     if isinstance(expr, Binary):
         if expr.op in _DIVISIONS and not guarded:
             yield from _zero_divisor(expr, judge)
@@ -112,7 +147,7 @@ def _zero_divisor(expr: Binary, judge: "_Judge") -> Iterator[Diagnostic]:
 
 def _varies(expr: Expr) -> bool:
     """Whether an expression differs between pairs; the others are looked at in every call."""
-    return any(isinstance(e, Position | Coordinate | Index | Read) for e in walk(expr))
+    return bool(expr.kinds & _VARYING)
 
 
 class _Judge:
@@ -122,6 +157,7 @@ class _Judge:
         self._intervals: dict[int, Interval] = {}
         self._kept: list[Expr] = []  # so that no identity is used twice
         self._overflowing: set[int] = set()
+        self._bound: dict[str, Interval] = {}  # of the folds that were entered, by name
 
     def truth(self, expr: Expr) -> bool | None:
         """True or False where a boolean is the same for every pair."""
@@ -179,6 +215,10 @@ class _Judge:
             self._kept.append(expr)
         return self._intervals[id(expr)]
 
+    def enter(self, fold: Fold) -> None:
+        """Notes what the index of a fold can be, before its body is judged."""
+        self._bound[fold.index.name] = 0, max(0, self.interval(fold.count)[1] - 1)
+
     def overflows(self, expr: Expr) -> bool:
         """Whether an int of bounded operands can leave 64 bits."""
         self.interval(expr)
@@ -198,7 +238,13 @@ class _Judge:
                 return _SIZES
             case Cast():
                 return (0, 1) if expr.type is Type.INT else _ANY
-            case Parameter() | Read() | Score():
+            case Bound():
+                return self._bound.get(expr.name, _POSITIONS)
+            case Bucket() | Kept() | FreeSize():
+                return _POSITIONS
+            case Fold():
+                return self._fold(expr)
+            case Parameter() | Read() | Score() | FinalScore() | Weight() | Scale() | Dot() | Rand() | Member():
                 return _ANY
             case Select():
                 (a, b), (c, d) = self.interval(expr.then), self.interval(expr.otherwise)
@@ -211,6 +257,15 @@ class _Judge:
                 return _binary(expr.op, self.interval(expr.left), self.interval(expr.right))
             case _:
                 assert_never(expr)
+
+    def _fold(self, fold: Fold) -> Interval:
+        """A sum of at most as many terms as the fold has rounds."""
+        if fold.type is not Type.INT or fold.op is not FoldOp.SUM:
+            return _ANY
+        self.enter(fold)
+        rounds = max(0, self.interval(fold.count)[1])
+        low, high = self.interval(fold.body)
+        return min(0, _product(low, rounds)), max(0, _product(high, rounds))
 
 
 def _order(always: bool, never: bool) -> bool | None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from maskc.diagnostics import Span, did_you_mean
 from maskc.grammar import syntax
-from maskc.layout import Layout, assumed, coordinate, in_part, segment, strays
+from maskc.layout import Layout, Place, assumed, coordinate, in_part, segment, strays
 from maskc.operators import Operators
-from maskc.scope import AxisName, Place, Reading, Scope, Unknown, Value
+from maskc.scope import AxisName, Reading, Scope, Unknown, Value
 from maskc.spec import FINAL_SCORE, Expr, Part
 
 
@@ -85,7 +85,7 @@ class Places(Operators):
     def _report_stray(self, node: syntax.Attribute, at: Place, name: str, astray: list[Part]) -> None:
         owner = node.owner.span.text
         others = " or ".join(dict.fromkeys(f"'{part.name}'" for part in astray))
-        home = next(cell.part.name for cell in at.cells if name in cell.values)
+        home = next(str(cell.part.name) for cell in at.cells if name in cell.values)
         self.report(
             f"'{owner}' may lie in {others}, where it has no '{name}'",
             node.span,
@@ -97,9 +97,10 @@ class Places(Operators):
         name, owner = node.name.text, node.owner.span.text
         known = list(dict.fromkeys(n for cell in at.cells for n in cell.values))
         layout = reading.layout
+        hint: str | None
         if known:
             hint = did_you_mean(name, known) or f"the axes are {', '.join(known)}"
-            whose = "the mask" if layout is None or not layout.separate else owner
+            whose = f"'{owner}'" if layout is not None and layout.separate else "the mask"
             self.report(f"{whose} has no axis '{name}'", node.name.span, hint)
         else:
             hint = f"add 'axes {name}' to the mask" if layout is None or not layout.axis_names else None

@@ -130,6 +130,7 @@ class Reading:
     taken: set[str] = field(default_factory=set)  # parameters and axes of the mask that is compiled
     use: Span | None = None  # where that mask uses the one whose text is read
 
+    packed: str | None = None  # the table of the `packed` line above
     packs: bool = False  # whether there is a `packed` line, above or below what is being read
     early: set[int] = field(default_factory=set)  # lines that were read before their turn, by identity
     line: str = ""  # the word of the statement that is being read: keep, score, claim, ...

@@ -118,6 +118,10 @@ def _hash_once(cls: type[_T]) -> type[_T]:
     return cls
 
 
+Kind = type
+"""A class of nodes."""
+
+
 @dataclass(frozen=True)
 class Node:
     """What every expression node has: a type and the place in the user's text that it came from (outside equality)."""
@@ -141,10 +145,10 @@ class Node:
         return 1 + max(below, default=0)
 
     @cached_property
-    def kinds(self) -> frozenset[type]:
+    def kinds(self) -> frozenset[Kind]:
         """The classes of all its nodes."""
-        own = frozenset((type(self),))
-        below: list[frozenset[type]] = [child.kinds for child in children(self)]  # type: ignore[arg-type]
+        own: frozenset[Kind] = frozenset((self.__class__,))
+        below: list[frozenset[Kind]] = [child.kinds for child in children(self)]  # type: ignore[arg-type]
         return own.union(*below)
 
 

@@ -93,6 +93,11 @@ def cast(expr: Expr, target: Type) -> Expr:
             raise AssertionError(f"no conversion from {expr.type} to {target}")
 
 
+def converts(source: Type, target: Type) -> bool:
+    """Whether an argument of one type may be given for a parameter of another."""
+    return source is target or (source is Type.INT and target is Type.FLOAT)
+
+
 def boolean(expr: Expr, what: str, span: Span | None) -> Expr:
     """The expression, which must be a boolean; `what` begins the sentence that says so."""
     if expr.type is not Type.BOOL:
