@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, TypeAlias
 
 import maskc
-from maskc import options, reference
+from maskc import features, options, reference
 from maskc.check import check, diagnose, load, load_source, path_and_mask, read_source, source_of
 from maskc.codegen.source import emit
 from maskc.compiler import compile_attention
@@ -22,8 +22,10 @@ from maskc.diagnostics import Diagnostic, MaskError
 from maskc.explain import (
     DEFAULT_TARGET,
     Planned,
+    call_title,
     class_counts,
     dtype_of,
+    engine_of,
     explanation,
     explanation_text,
     kernel_dtype,
@@ -248,11 +250,12 @@ def _is_right(text: str, chosen: argparse.Namespace) -> bool:
 
 def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
     """Raises `MaskError` with a witness for every claim that fails at the sizes given."""
-    sizes = options.call_sizes(spec, chosen)
+    call = options.given_call(spec, chosen)
+    spec, sizes = call.spec, call.sizes
     pairs = sizes.q_len * sizes.k_len
     if pairs > LONG_CHECK and any(claim.over_pairs for claim in spec.claims):
         _progress(f"looking at {pairs:,} pairs for one that breaks a claim of {spec.name}")
-    broken = reference.refute(spec, sizes, options.call_inputs(spec, sizes, chosen))
+    broken = reference.refute(spec, sizes, call.inputs)
     if broken:
         raise MaskError([Diagnostic(str(witness), witness.claim.expr.span) for witness in broken])
 
@@ -367,31 +370,47 @@ def machine_text(spec: MaskSpec, chosen: argparse.Namespace) -> str:
 
 
 def run_command(chosen: argparse.Namespace) -> int:
-    """Times, the comparison with the definition, and the block map; 1 when the result is wrong."""
+    """Times, the comparison with the definition, and the block map; 1 when the result is wrong.
+
+    Unless an engine is named, a spec that the device's engine cannot run is run by the definition, which has no map.
+    """
+    spec = load(chosen.spec)
+    refused = features.refusal(spec, engine_of(chosen)) if chosen.engine == "auto" else None
+    if refused is None:
+        planned = planned_call(spec, chosen)
+        call = options.Given(planned.spec, planned.sizes, planned.inputs)
+        passed = _runs(call, planned.engine, planned.target, title(planned), chosen)
+        print_picture(planned, None)
+    else:
+        call = options.given_call(spec, chosen)
+        print(f"{refused.message}; running the definition, dense, in its place")
+        heading = f"{call_title(call.spec, call.sizes)}; dense on {chosen.device}"
+        passed = _runs(call, "dense", chosen.device, heading, chosen)
+    return 0 if passed else 1
+
+
+def _runs(call: options.Given, engine: str, target: str, heading: str, chosen: argparse.Namespace) -> bool:
+    """Runs a call, prints what it took, and whether its values are those of the definition."""
     from maskc.runtime import tolerance, verify
 
     device = verify.device_named(chosen.device)
-    planned = planned_call(load(chosen.spec), chosen)
-    attention = compile_attention(planned.spec, engine=planned.engine)
-    problem = verify.random_problem(planned.spec, planned.sizes, planned.inputs, chosen.dim, chosen.seed)
-    problem = problem.to(verify.DTYPES[dtype_of(planned.target, chosen)], device)
-    _progress(f"running {planned.engine} forward and backward")
+    attention = compile_attention(call.spec, engine=engine)
+    problem = verify.random_problem(call.spec, call.sizes, call.inputs, chosen.dim, chosen.seed)
+    problem = problem.to(verify.DTYPES[dtype_of(target, chosen)], device)
+    _progress(f"running {engine} forward and backward")
     values = problem.run(attention)
     forward, backward = verify.median_seconds(problem, attention)
-    print(title(planned))
+    print(heading)
     print(f"forward   {1000 * forward:.2f} ms")
     print(f"backward  {1000 * backward:.2f} ms")
-    pairs = planned.sizes.batch * planned.sizes.heads * planned.sizes.q_len * planned.sizes.k_len
+    pairs = call.sizes.batch * call.sizes.heads * call.sizes.q_len * call.sizes.k_len
     if pairs > MOST_CHECKED:
         print(f"not checked: the definition would hold all {pairs:,} pairs at once; at most {MOST_CHECKED:,} are")
-        passed = True
-    else:
-        _progress("computing the definition in float64")
-        report = tolerance.check(problem.call, values, problem.d_out, problem.d_lse)
-        print(report)
-        passed = report.passed
-    print_picture(planned, None)
-    return 0 if passed else 1
+        return True
+    _progress("computing the definition in float64")
+    report = tolerance.check(problem.call, values, problem.d_out, problem.d_lse)
+    print(report)
+    return report.passed
 
 
 def verify_command(chosen: argparse.Namespace) -> int:

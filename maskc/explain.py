@@ -29,7 +29,7 @@ class Planned:
 
     spec: MaskSpec
     sizes: Sizes
-    inputs: Mapping[str, Array]
+    inputs: dict[str, Array]
     engine: str
     target: str
     plan: BlockPlan
@@ -38,8 +38,8 @@ class Planned:
 
 def planned_call(spec: MaskSpec, chosen: Namespace) -> Planned:
     """The plan of the call that the options describe, on the engine that they choose."""
-    sizes = options.call_sizes(spec, chosen)
-    inputs = options.call_inputs(spec, sizes, chosen)
+    given = options.given_call(spec, chosen)
+    spec, sizes, inputs = given.spec, given.sizes, given.inputs
     engine = engine_of(chosen)
     target = target_of(engine, chosen)
     tile = chosen.tile or engine_tile(spec, sizes, engine, target, chosen)
@@ -169,14 +169,16 @@ def explanation_text(planned: Planned, fields: Mapping[str, Any]) -> str:
 
 def title(planned: Planned) -> str:
     """Mask, sizes, engine and tile in a line."""
-    sizes, (q, k) = planned.sizes, planned.plan.tile
+    q, k = planned.plan.tile
+    return f"{call_title(planned.spec, planned.sizes)}; {planned.engine} on {planned.target}, tiles of {q} x {k}"
+
+
+def call_title(spec: MaskSpec, sizes: Sizes) -> str:
+    """Mask and sizes."""
     grid = "".join(f", {name}={size}" for name, size in sizes.axes)
     values = "".join(f", {name}={value}" for name, value in sizes.parameters)
     offset = f" from {sizes.q_offset}" if sizes.q_offset else ""
-    return (
-        f"{planned.spec.name}{values}: {sizes.q_len} queries{offset} x {sizes.k_len} keys{grid}; "
-        f"{planned.engine} on {planned.target}, tiles of {q} x {k}"
-    )
+    return f"{spec.name}{values}: {sizes.q_len} queries{offset} x {sizes.k_len} keys{grid}"
 
 
 def tile_totals(plan: BlockPlan) -> tuple[int, int, int]:

@@ -7,17 +7,21 @@ What the command line itself gets wrong raises `UsageError` (exit status 2); wha
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskc import promises
 from maskc.diagnostics import Diagnostic, MaskInputError, did_you_mean
-from maskc.samples import draw, id_bound
-from maskc.sizes import check_shapes, resolve
-from maskc.spec import DimKind, InputSpec, MaskSpec, ParameterSpec, Scalar, Sizes, Type
+from maskc.grids import grid_length
+from maskc.prologue import bind, complete
+from maskc.samples import draw, free_extents
+from maskc.shapes import check_shapes
+from maskc.sizes import parameters, resolve
+from maskc.spec import InputSpec, MaskSpec, ParameterSpec, Scalar, Side, Sizes, Type
 
 Array = NDArray[Any]
 
@@ -104,7 +108,7 @@ def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, Scalar]:
     for name, text in arguments.parameter:
         if name in values:
             raise UsageError(f"-p {name}: given twice")
-        if name in spec.axes:
+        if name in spec.axis_names:
             raise UsageError(f"-p {name}={text}: {name!r} is an axis; its size is given by --grid {name}={text}")
         if name not in known:
             raise MaskInputError(
@@ -123,15 +127,36 @@ def has_sizes(arguments: Namespace) -> bool:
     return bool(arguments.grid) or any(n is not None for n in (arguments.seq, arguments.q_len, arguments.k_len))
 
 
-def call_sizes(spec: MaskSpec, arguments: Namespace) -> Sizes:
-    """The sizes of the call that the options describe; a grid alone gives the length too."""
-    length = arguments.seq
-    if length is None and spec.axes and set(spec.axes) <= set(arguments.grid):
-        length = prod(arguments.grid[axis] for axis in spec.axes)
-    q_len = length if arguments.q_len is None else arguments.q_len
-    k_len = length if arguments.k_len is None else arguments.k_len
-    if q_len is None or k_len is None:
-        raise UsageError("no size: give --seq N" + (f" or --grid {_example_grid(spec)}" if spec.axes else ""))
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What the options describe: the spec, its constant inputs written in; sizes; and all tables by name."""
+
+    spec: MaskSpec
+    sizes: Sizes
+    inputs: dict[str, Array]
+
+
+def given_call(spec: MaskSpec, arguments: Namespace) -> Given:
+    """The call that the options describe: inputs named by --input are read, the others drawn from the seed."""
+    files = dict(arguments.input)
+    read = {i.name: read_input(i, files.pop(i.name)) for i in spec.given if i.name in files}
+    if files:
+        names = ", ".join(i.name for i in spec.given) or "none"
+        raise MaskInputError(f"mask {spec.name!r} has no input {next(iter(files))!r}; its inputs: {names}")
+    sizes = call_sizes(spec, arguments, {name: array.shape for name, array in read.items()})
+    inputs = draw(spec, sizes, np.random.default_rng(arguments.seed)) | read
+    check_shapes(spec, sizes, {name: array.shape for name, array in inputs.items()})
+    promises.check(spec, sizes, read)
+    bound = bind(spec, inputs)
+    return Given(bound, sizes, complete(bound, inputs))
+
+
+def call_sizes(spec: MaskSpec, arguments: Namespace, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Sizes:
+    """The sizes of the call that the options describe; a grid alone gives the lengths too. shapes: of the inputs that
+    are known.
+    """
+    given = {**given_parameters(spec, arguments), **arguments.grid}
+    q_len, k_len = call_lengths(spec, arguments, given)
     offset = arguments.q_offset
     return resolve(
         spec,
@@ -142,27 +167,26 @@ def call_sizes(spec: MaskSpec, arguments: Namespace) -> Sizes:
         kv_heads=arguments.heads if arguments.kv_heads is None else arguments.kv_heads,
         q_offset=0 if offset is None else offset,
         offset_given=offset is not None,
-        given={**given_parameters(spec, arguments), **arguments.grid},
+        given=given,
+        free=free_extents(spec, shapes),
     )
 
 
+def call_lengths(spec: MaskSpec, arguments: Namespace, given: Mapping[str, Scalar]) -> tuple[int, int]:
+    """How many queries and keys there are: what is said, else what the sizes of all axes of a side come to."""
+    lengths: list[int] = []
+    for side, own in ((Side.Q, arguments.q_len), (Side.K, arguments.k_len)):
+        length = own if own is not None else arguments.seq
+        if length is None:
+            length = grid_length(spec, side, arguments.grid, parameters(spec, given))
+        if length is None:
+            raise UsageError("no size: give --seq N" + (f" or --grid {_example_grid(spec)}" if spec.axis_names else ""))
+        lengths.append(length)
+    return lengths[0], lengths[1]
+
+
 def _example_grid(spec: MaskSpec) -> str:
-    return ",".join(f"{axis}=64" for axis in spec.axes)
-
-
-def call_inputs(spec: MaskSpec, sizes: Sizes, arguments: Namespace) -> dict[str, Array]:
-    """The inputs of the call: those named by --input from their files, the others drawn from the seed."""
-    files = dict(arguments.input)
-    read = {i.name: read_input(i, files.pop(i.name)) for i in spec.inputs if i.name in files}
-    if files:
-        names = ", ".join(i.name for i in spec.inputs) or "none"
-        raise MaskInputError(f"mask {spec.name!r} has no input {next(iter(files))!r}; its inputs: {names}")
-    generator = np.random.default_rng(arguments.seed)
-    inputs = draw(spec, sizes, generator, free_extents(spec, read)) | read
-    check_shapes(spec, sizes, {name: array.shape for name, array in inputs.items()})
-    for name, array in read.items():
-        check_promises(spec.input(name), sizes, array)
-    return inputs
+    return ",".join(f"{axis}=64" for axis in spec.axis_names)
 
 
 def read_input(wanted: InputSpec, path: str) -> Array:
@@ -177,32 +201,3 @@ def read_input(wanted: InputSpec, path: str) -> Array:
     if array.dtype.kind not in kinds[wanted.type]:
         raise MaskInputError(f"input {wanted.name!r} is of type {wanted.type.value}, but {path} holds {array.dtype}")
     return array.astype(np.int64) if wanted.type is Type.INT else array
-
-
-def check_promises(declared: InputSpec, sizes: Sizes, array: Array) -> None:
-    """Raises `MaskInputError` with the first entry that breaks `of` or `sorted`, on which the plan relies."""
-    if declared.below is not None:
-        below = id_bound(declared, sizes, array.shape)
-        for place in np.argwhere((array < -1) | (array >= below))[:1]:
-            entry = f"{_entry(declared, place)} is {array[tuple(place)]}"
-            raise MaskInputError(f"input {declared.name!r} has entries in [0, {below}) or -1, but {entry}")
-    if declared.sorted and array.ndim:
-        for place in np.argwhere(array[..., 1:] < array[..., :-1])[:1]:
-            before, after = array[tuple(place)], array[(*place[:-1], place[-1] + 1)]
-            raise MaskInputError(
-                f"input {declared.name!r} is sorted, but {after} follows {_entry(declared, place)} = {before}"
-            )
-
-
-def _entry(declared: InputSpec, place: NDArray[np.int64]) -> str:
-    return f"{declared.name}[{', '.join(map(str, place))}]"
-
-
-def free_extents(spec: MaskSpec, read: Mapping[str, Array]) -> dict[str, int]:
-    """The extents that arrays given by the user fix for dims that are bare names."""
-    return {
-        dim.text: extent
-        for name, array in read.items()
-        for dim, extent in zip(spec.input(name).dims, array.shape, strict=False)
-        if dim.kind is DimKind.FREE
-    }

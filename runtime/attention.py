@@ -1,6 +1,6 @@
 """The callable that `maskc.compile_attention` returns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -8,13 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskc import features, prologue, reference, sizes
 from maskc import plan as planning
-from maskc import reference, sizes
-from maskc.diagnostics import MaskInputError
+from maskc.diagnostics import Diagnostic, MaskInputError, MaskUnsupportedError
 from maskc.plan import BlockPlan
 from maskc.runtime import autograd, dense, inputs
+from maskc.runtime.prologue import joined
 from maskc.runtime.tiles import tile_of
-from maskc.spec import DimKind, MaskSpec, Scalar, Sizes
+from maskc.shapes import check_shapes, free_sizes
+from maskc.spec import DimKind, Form, MaskSpec, Scalar, Scale, Score, Sizes, walk
+
+Keys = Tensor | Sequence[Tensor]
+"""k or v: one tensor, or one per part of the keys."""
 
 _CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 ENGINES = ("auto", "triton", "tiled", "interpret", "dense")
@@ -24,7 +29,8 @@ class Attention:
     """Attention with one mask: `out = attn(q, k, v)`, differentiable. `str()` shows the spec.
 
     spec: the checked mask. engine: as asked for; "auto" picks by the tensors' device (`triton` on a GPU, else `tiled`).
-    given: axis sizes and parameters that were settled at compile time; a call may override them.
+    given: the contents of `constant` inputs, and axis sizes and parameters that were settled at compile time; a call
+    may override the latter.
     """
 
     def __init__(
@@ -33,69 +39,115 @@ class Attention:
         *,
         engine: str = "auto",
         scale: float | None = None,
-        given: Mapping[str, Scalar] | None = None,
+        given: Mapping[str, Any] | None = None,
     ):
         if engine not in ENGINES:
             raise MaskInputError(f"there is no engine '{engine}'; expected one of {', '.join(ENGINES)}")
+        settled = dict(given or {})
+        constants = {i.name: settled.pop(i.name) for i in prologue.constants(spec) if i.name in settled}
+        spec = prologue.bind(spec, {name: _array(value) for name, value in constants.items()})
+        if engine != "auto":
+            features.require(spec, engine)
+        if scale is not None and not _reads_scale(spec):
+            raise MaskInputError(f"scale is given, but mask '{spec.name}' makes its scores without it; leave it out")
         self.spec = spec
         self.engine = engine
         self.scale = scale
-        self.given: dict[str, Scalar] = {
-            name: inputs.number(spec, name, value) for name, value in (given or {}).items()
-        }
+        self.given: dict[str, Scalar] = {name: inputs.number(spec, name, value) for name, value in settled.items()}
+        self._refused = {name: features.refusal(spec, name) for name in autograd.ENGINES}
         self._programs = {name: autograd.number_of(autograd.Program(spec, name, scale)) for name in autograd.ENGINES}
 
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **options: Any
+        self,
+        q: Tensor,
+        k: Keys,
+        v: Keys,
+        *,
+        return_lse: Literal[False] = ...,
+        aux: Literal[False] = ...,
+        **options: Any,
     ) -> Tensor: ...
 
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Any
+        self, q: Tensor, k: Keys, v: Keys, *, return_lse: Literal[True], aux: Literal[False] = ..., **options: Any
     ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self, q: Tensor, k: Keys, v: Keys, *, return_lse: Literal[False] = ..., aux: Literal[True], **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    @overload
+    def __call__(
+        self, q: Tensor, k: Keys, v: Keys, *, return_lse: Literal[True], aux: Literal[True], **options: Any
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]: ...
 
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Keys,
+        v: Keys,
         *,
         return_lse: bool = False,
+        aux: bool = False,
         q_offset: int | Tensor | None = None,
         k_offset: int | Tensor | None = None,
         validate: bool | None = None,
         **given: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Attends.
 
         q: (batch, heads, q_len, D_qk); k: (batch, kv_heads, k_len, D_qk); v: (batch, kv_heads, k_len, D_v), any
-        strides. given: the spec's inputs (tensors) and run-time parameters and axis sizes (numbers) by name. q_offset,
-        k_offset: position of the first query and key, an int or integers (batch,). validate: check the promises `of`
-        and `sorted` of the inputs, by default on the CPU only. Returns (batch, heads, q_len, D_v) in the dtype of q;
-        with return_lse also the log-sum-exp (batch, heads, q_len), natural log, float32 (float64 for float64 q), -inf
-        for rows without keys.
+        strides; where the keys have several parts, k and v may be tuples, one tensor a part. given: the spec's inputs
+        (tensors) and run-time parameters and axis sizes (numbers) by name. q_offset, k_offset: position of the first
+        query and key, an int or integers (batch,). validate: check the promises `of`, `sorted` and `packed` of the
+        inputs, by default on the CPU only.
+
+        Returns (batch, heads, q_len, D_v) in the dtype of q; with return_lse also the log-sum-exp (batch, heads,
+        q_len), natural log, float32 (float64 for float64 q), -inf for rows without keys; with aux last of all the
+        spec's outputs by name, each (batch, heads, ...).
 
         Raises MaskInputError for anything that does not fit, MaskUnsupportedError for what the engine cannot run.
         """
         engine = self.engine_for(q)
+        if return_lse and self.spec.normalizer.form is not Form.SOFTMAX:
+            raise MaskUnsupportedError([_without_lse(self.spec)])
         q, k, v = _under_autocast(q, k, v)
+        k, v, key_parts = _joined(k, v)
         check = q.device.type == "cpu" if validate is None else validate
         options = {**self.given, **given}
+        lse: Tensor | None
         if engine == "dense":
-            call = inputs.prepare(self.spec, q, k, v, options, scale=self.scale, q_offset=q_offset, k_offset=k_offset)
+            call = inputs.prepare(
+                self.spec,
+                q,
+                k,
+                v,
+                options,
+                scale=self.scale,
+                q_offset=q_offset,
+                k_offset=k_offset,
+                key_parts=key_parts,
+            )
             if check:
                 inputs.validate(call)
-            out, lse = dense.attention(call)
+            out, lse, outputs = dense.attention(call)
         else:
+            refused = self._refused[engine]
+            if refused is not None:
+                raise MaskUnsupportedError([refused])
             if q_offset is not None:
                 options["q_offset"] = q_offset
             if k_offset is not None:
                 options["k_offset"] = k_offset
             inputs.check_qkv(q, k, v)
             tensors, scalars = inputs.separate(options, q.device)
-            out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, check)
-        return (out, lse) if return_lse else out
+            out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, key_parts, check)
+            outputs = {}  # no engine that refuses reductions has any
+        found = (out, *((lse,) if return_lse else ()), *((outputs,) if aux else ()))
+        return found if len(found) > 1 else out
 
     def engine_for(self, q: Tensor) -> str:
         """The engine that a call with this tensor takes."""
@@ -109,8 +161,9 @@ class Attention:
         """The kept pairs as a dense boolean array [batch?, head?, q_len, k_len] (dims that it does not depend on are
         left out).
 
-        options as for `plan`.
+        options as for `plan`. Raises MaskUnsupportedError where it depends on scores.
         """
+        features.require_mask(self.spec)
         size, tables = self.sizes(q_len, k_len, **options)
         return reference.mask(self.spec, size, tables)
 
@@ -121,8 +174,10 @@ class Attention:
 
         k_len: q_len by default. tile: (queries, keys), by default that of the `tiled` engine. options: the spec's
         inputs (arrays or tensors), parameters and axis sizes by name, q_offset, k_offset, and batch, heads, kv_heads
-        (by default what the inputs' dims say, else 1).
+        (by default what the inputs' dims say, else 1). Raises MaskUnsupportedError where the kept pairs depend on
+        scores.
         """
+        features.require_mask(self.spec)
         size, tables = self.sizes(q_len, k_len, **options)
         return planning.build(self.spec, size, tile_of(self.spec, size) if tile is None else tile, tables)
 
@@ -135,25 +190,28 @@ class Attention:
         return emit(self.spec).text
 
     def sizes(self, q_len: int, k_len: int | None = None, **options: Any) -> tuple[Sizes, dict[str, NDArray[Any]]]:
-        """The resolved sizes and the inputs as arrays; options as for `plan`."""
+        """The resolved sizes and all tables as arrays; options as for `plan`."""
         given = {**self.given, **options}
         counts: dict[str, int] = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
         offsets = {name: given.pop(name, None) for name in ("q_offset", "k_offset")}
-        tables = {i.name: _array(given.pop(i.name)) for i in self.spec.inputs if i.name in given}
-        tables |= {name: _array(o) for name, o in offsets.items() if isinstance(o, Tensor | np.ndarray)}
-        counts = _counts(self.spec, tables) | counts
+        tables = {i.name: _array(given.pop(i.name)) for i in self.spec.given if i.name in given}
+        shapes = {name: table.shape for name, table in tables.items()}
+        starts = {name: _array(o) for name, o in offsets.items() if isinstance(o, Tensor | np.ndarray)}
+        counts = _counts(self.spec, tables | starts) | counts
         counts["kv_heads"] = counts.get("kv_heads", counts.get("heads", 1))
         found = sizes.resolve(
             self.spec,
             q_len=q_len,
             k_len=q_len if k_len is None else k_len,
             **counts,
-            q_offset=None if "q_offset" in tables else int(offsets["q_offset"] or 0),
-            k_offset=None if "k_offset" in tables else int(offsets["k_offset"] or 0),
+            q_offset=None if "q_offset" in starts else int(offsets["q_offset"] or 0),
+            k_offset=None if "k_offset" in starts else int(offsets["k_offset"] or 0),
             given=given,
             offset_given=any(o is not None for o in offsets.values()),
+            free=free_sizes(self.spec, shapes),
         )
-        return found, tables
+        check_shapes(self.spec, found, shapes, prologue.needed(self.spec, self.spec.clauses))
+        return found, prologue.complete(self.spec, tables) | starts
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers of programs hold in one process only.
@@ -171,17 +229,52 @@ def _rebuilt(spec: MaskSpec, engine: str, scale: float | None, given: Mapping[st
     return Attention(spec, engine=engine, scale=scale, given=given)
 
 
-def _under_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _reads_scale(spec: MaskSpec) -> bool:
+    """Whether the call's scale has a place in what a spec computes."""
+    return any(isinstance(node, Score | Scale) for expr in spec.exprs for node in walk(expr))
+
+
+def _without_lse(spec: MaskSpec) -> Diagnostic:
+    form = spec.normalizer.form.value
+    return Diagnostic(
+        f"return_lse: 'normalize {form}' has no log-sum-exp, only softmax has one",
+        spec.normalizer.span,
+        hint="an `output` line returns what a row sums to: output total[q] = sum(...)",
+    )
+
+
+def _under_autocast(q: Tensor, k: Keys, v: Keys) -> tuple[Tensor, Keys, Keys]:
     """Inside an autocast region q, k and v take its dtype, as torch's own attention does; float64 stays."""
     if not torch.is_autocast_enabled(q.device.type):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
-    q, k, v = (x.to(dtype) if isinstance(x, Tensor) and x.dtype in _CASTABLE else x for x in (q, k, v))
-    return q, k, v
+
+    def cast(x: Any) -> Any:
+        if isinstance(x, tuple | list):
+            return tuple(map(cast, x))
+        return x.to(dtype) if isinstance(x, Tensor) and x.dtype in _CASTABLE else x
+
+    return cast(q), cast(k), cast(v)
+
+
+def _joined(k: Keys, v: Keys) -> tuple[Tensor, Tensor, list[int] | None]:
+    """k and v as one tensor each, and the lengths of the parts where they were given part by part."""
+    k, key_parts = joined("k", k)
+    v, value_parts = joined("v", v)
+    if key_parts != value_parts:
+        lengths = {name: "one tensor" if p is None else str(p) for name, p in (("k", key_parts), ("v", value_parts))}
+        raise MaskInputError(
+            f"the parts of k and v differ: {lengths['k']} and {lengths['v']}; expected equal lengths, part by part"
+        )
+    return k, v, key_parts
 
 
 def _array(value: object) -> NDArray[Any]:
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    else:
+        array = np.asarray(value)
     return array.astype(np.int64) if array.dtype.kind in "iu" else array
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from maskc.diagnostics import MaskUnsupportedError
-from maskc.runtime import inputs
+from maskc.runtime import inputs, prologue
 from maskc.runtime.inputs import Call, SizesMemo
 from maskc.spec import MaskSpec
 
@@ -80,13 +80,16 @@ def run(
     v: Tensor,
     tensors: dict[str, Tensor],
     scalars: dict[str, bool | int | float],
+    key_parts: Sequence[int] | None,
     validate: bool,
 ) -> tuple[Tensor, Tensor]:
     """One call through the operator: inputs, and offsets given as tensors, among tensors; the other offsets among
-    scalars.
+    scalars. key_parts: how many keys each part has, where there was one tensor each.
     """
+    parts = {f"k[{place}]": length for place, length in enumerate(key_parts or ())}
+    numbers = scalars | parts
     out, lse = torch.ops.maskc.forward.default(
-        q, k, v, list(tensors.values()), list(tensors), list(scalars.values()), list(scalars), program, validate
+        q, k, v, list(tensors.values()), list(tensors), list(numbers.values()), list(numbers), program, validate
     )
     return out, lse
 
@@ -106,7 +109,10 @@ def _call(
     )
     entry = _programs[program]
     offsets = {name: given.pop(name) for name in ("q_offset", "k_offset") if name in given}
-    call = inputs.assemble(entry.spec, q, k, v, given, scale=entry.scale, memo=entry.memo, **offsets)
+    key_parts = [given.pop(name) for name in [*given] if name.startswith("k[")] or None
+    call = inputs.assemble(
+        entry.spec, q, k, v, given, scale=entry.scale, key_parts=key_parts, memo=entry.memo, **offsets
+    )
     return call, _engine(ENGINES[entry.engine])
 
 
@@ -131,11 +137,13 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
 
 
 def _backward(
-    d_out: Tensor | None, d_lse: Tensor | None, out: Tensor, lse: Tensor, *rest: Any
+    d_out: Tensor | None, d_lse: Tensor | None, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, engine = _call(*rest)
+    call, engine = _call(*arguments)
     with _without_autocast(out.device):
-        return engine.backward(call, out, lse, torch.zeros_like(out) if d_out is None else d_out, d_lse)
+        d_q, *rest = engine.backward(call, out, lse, torch.zeros_like(out) if d_out is None else d_out, d_lse)
+    d_k, d_v = (prologue.inner(call.spec, call.sizes, x) for x in rest)
+    return d_q, d_k, d_v
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,13 @@
 """What a call was given, checked against the spec: tensors, sizes, parameters, offsets.
 
 `prepare` answers with a `Call`, which every engine takes, or raises `MaskInputError` with a sentence that names the
-input, what was given and what the spec says. Checks that read data (`of` and `sorted`) are in `validate`: they wait for
-the device.
+input, what was given and what the spec says. Checks that read data (`of`, `sorted`, `packed`) are in `validate`: they
+wait for the device.
 """
 
 import numbers
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskc import promises
 from maskc import sizes as sizing
 from maskc.diagnostics import MaskInputError, did_you_mean
-from maskc.evaluate import Pairs, evaluate
+from maskc.runtime import prologue
+from maskc.shapes import check_shapes, declaration, free_sizes, missing
 from maskc.spec import InputSpec, MaskSpec, Scalar, Sizes, Type
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -29,9 +31,10 @@ class Call:
     """One checked call.
 
     q: [batch, heads, q_len, D_qk]; k: [batch, kv_heads, k_len, D_qk]; v: [batch, kv_heads, k_len, D_v]; any strides,
-    one dtype and device. inputs: by name, as many dims as the spec declares; integers are int64, floats keep their
-    dtype. `q_offset` and `k_offset` are among the inputs, int64 [batch], where they were given as tensors. scale:
-    factor on the dot product of query and key.
+    one dtype and device; the parts of the keys are joined, and the virtual keys of a border are there. inputs: every
+    table by name, those that are made among them, as many dims as the spec declares; integers are int64, floats keep
+    their dtype, sums and tables of the spec are float64. `q_offset` and `k_offset` are among the inputs, int64 [batch],
+    where they were given as tensors. scale: factor on the dot product of query and key.
     """
 
     spec: MaskSpec
@@ -78,12 +81,13 @@ def prepare(
     scale: float | None = None,
     q_offset: Offset = None,
     k_offset: Offset = None,
+    key_parts: Sequence[int] | None = None,
 ) -> Call:
     """Checks everything that needs no data. given: inputs, axis sizes and parameters by name; an offset of None was not
-    given.
+    given. key_parts: how many keys each part has, where k and v were given part by part.
     """
     check_qkv(q, k, v)
-    return assemble(spec, q, k, v, given, scale=scale, q_offset=q_offset, k_offset=k_offset)
+    return assemble(spec, q, k, v, given, scale=scale, q_offset=q_offset, k_offset=k_offset, key_parts=key_parts)
 
 
 def assemble(
@@ -96,11 +100,12 @@ def assemble(
     scale: float | None,
     q_offset: Offset = None,
     k_offset: Offset = None,
+    key_parts: Sequence[int] | None = None,
     memo: SizesMemo | None = None,
 ) -> Call:
     """`prepare` for q, k and v that are checked."""
     tensors, scalars = split(spec, given)
-    declared = {i.name: _checked_input(i, tensors[i.name], q.device) for i in spec.inputs}
+    declared = {i.name: _checked_input(i, tensors[i.name], q.device) for i in spec.given}
     shapes = {name: tuple(t.shape) for name, t in declared.items()}
     offsets = {"q_offset": q_offset, "k_offset": k_offset}
     tables = {name: _checked_offset(name, o, q) for name, o in offsets.items() if isinstance(o, Tensor)}
@@ -118,16 +123,21 @@ def assemble(
             kv_heads=k.shape[1],
             given=scalars,
             offset_given=offset_given,
+            free=free_sizes(spec, shapes),
+            key_parts=key_parts,
             **starts,
         )
-        sizing.check_shapes(spec, sizes, shapes)
+        check_shapes(spec, sizes, shapes)
         return sizes
 
     # Types are part of the key: True == 1 == 1.0, but they are not the same parameter.
     numbers_key = tuple((name, type(value), value) for name, value in scalars.items())
-    key = (q.shape, k.shape[:3], tuple(starts.values()), offset_given, numbers_key, tuple(shapes.values()))
+    parts_key = None if key_parts is None else tuple(key_parts)
+    key = (q.shape, k.shape[:3], parts_key, tuple(starts.values()), offset_given, numbers_key, tuple(shapes.values()))
     sizes = resolved() if memo is None else memo.get(key, resolved)
-    return Call(spec, sizes, default_scale(q) if scale is None else scale, q, k, v, declared | tables)
+    k, v = (prologue.bordered(spec, sizes, x) for x in (k, v))
+    made = prologue.complete(spec, declared, q.device)
+    return Call(spec, sizes, default_scale(q) if scale is None else scale, q, k, v, made | tables)
 
 
 def default_scale(q: Tensor) -> float:
@@ -169,29 +179,29 @@ def split(spec: MaskSpec, given: Mapping[str, object]) -> tuple[dict[str, Tensor
     """The keyword arguments of a call as (inputs, axis sizes and parameters); unknown, misplaced and missing ones are
     named.
     """
-    declared = {i.name for i in spec.inputs}
-    for name in (n for n in given if n in declared):
+    declared = {i.name: i for i in spec.given}
+    for name, entry in ((name, declared[name]) for name in given if name in declared):
         if not isinstance(given[name], Tensor):
             raise MaskInputError(
-                f"input '{name}' is a {type(given[name]).__name__}; expected a tensor {declaration(spec.input(name))}"
+                f"input '{name}' is a {type(given[name]).__name__}; expected a tensor {declaration(entry)}"
             )
+    for entry in (i for i in spec.inputs if i.constant and i.source is not None and i.name in given):
+        raise MaskInputError(f"input '{entry.name}' is constant; it is given to compile_attention, not at the call")
     tensors = {name: value for name, value in given.items() if name in declared and isinstance(value, Tensor)}
     scalars = {name: number(spec, name, value) for name, value in given.items() if name not in declared}
-    for entry in spec.inputs:
+    for entry in spec.given:
         if entry.name not in tensors:
-            raise MaskInputError(
-                f"input '{entry.name}' is missing; mask '{spec.name}' declares it {declaration(entry)}"
-            )
+            raise missing(spec, entry)
     return tensors, scalars
 
 
 def number(spec: MaskSpec, name: str, value: object) -> Scalar:
     """An axis size or parameter as a Python scalar."""
-    scalars = {*spec.axes, *(p.name for p in spec.parameters)}
-    if name in {i.name for i in spec.inputs}:
+    scalars = {*spec.axis_names, *(p.name for p in spec.parameters)}
+    if name in {i.name for i in spec.given}:
         raise MaskInputError(f"input '{name}' is a tensor {declaration(spec.input(name))}; it is given at the call")
     if name not in scalars:
-        known = scalars | {i.name for i in spec.inputs}
+        known = scalars | {i.name for i in spec.given}
         near = did_you_mean(name, sorted(known))
         hint = "" if near is None else f"; {near}"
         raise MaskInputError(f"mask '{spec.name}' has no input, parameter or axis '{name}'{hint}")
@@ -201,7 +211,7 @@ def number(spec: MaskSpec, name: str, value: object) -> Scalar:
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    kind = "axis" if name in spec.axes else "parameter"
+    kind = "axis" if name in spec.axis_names else "parameter"
     raise MaskInputError(f"{kind} '{name}' is a {type(value).__name__}; expected a number")
 
 
@@ -226,51 +236,11 @@ def separate(given: Mapping[str, object], device: torch.device) -> tuple[dict[st
     return tensors, scalars
 
 
-def declaration(entry: InputSpec) -> str:
-    """How a spec declares an input: `int[batch, seq]`."""
-    return f"{entry.type.value}[{', '.join(d.text for d in entry.dims)}]"
-
-
 def validate(call: Call) -> None:
-    """Checks the promises `of` and `sorted`, which plans rely on; names the first entry that breaks one. Reads the
-    data.
+    """Checks the promises `of`, `sorted` and `packed`, which plans rely on; names the first entry that breaks one.
+    Reads the data.
     """
-    for entry in call.spec.inputs:
-        table = call.inputs[entry.name]
-        if entry.below is not None and table.numel():
-            _check_range(entry, table, call.sizes)
-        if entry.sorted and table.dim() and table.shape[-1] > 1:
-            _check_sorted(entry, table)
-
-
-def _check_range(entry: InputSpec, table: Tensor, sizes: Sizes) -> None:
-    assert entry.below is not None
-    zero = np.zeros((), np.int64)
-    below = int(evaluate(entry.below, Pairs(np, sizes, {}, zero, zero, zero, zero)))
-    low, high = (int(x) for x in torch.aminmax(table))
-    if low < -1 or high >= below:
-        index = _first((table < -1) | (table >= below))
-        raise MaskInputError(
-            f"input '{entry.name}' is declared with entries of {entry.below}, in [0, {below}) or -1, "
-            f"but {_at(entry.name, index)} is {table[index].item()}"
-        )
-
-
-def _check_sorted(entry: InputSpec, table: Tensor) -> None:
-    falling = table[..., 1:] < table[..., :-1]
-    if bool(falling.any()):
-        *outer, last = _first(falling)
-        before, after = table[(*outer, last)].item(), table[(*outer, last + 1)].item()
-        place = _at(entry.name, (*outer, last + 1))
-        raise MaskInputError(f"input '{entry.name}' is declared sorted, but {place} is {after} and follows {before}")
-
-
-def _first(found: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in found.nonzero()[0])
-
-
-def _at(name: str, index: tuple[int, ...]) -> str:
-    return f"{name}[{', '.join(map(str, index))}]"
+    promises.check(call.spec, call.sizes, call.inputs)
 
 
 def _checked_input(entry: InputSpec, table: Tensor, device: torch.device) -> Tensor:
@@ -283,9 +253,10 @@ def _checked_input(entry: InputSpec, table: Tensor, device: torch.device) -> Ten
         raise MaskInputError(
             f"input '{entry.name}' has {table.dim()} dims, {_shape(table)}; the spec declares {declaration(entry)}"
         )
-    if table.requires_grad:
+    if table.requires_grad and not entry.learned:
         raise MaskInputError(
-            f"input '{entry.name}' requires a gradient, but this spec gives it none; pass {entry.name}.detach()"
+            f"input '{entry.name}' requires a gradient, but the spec does not declare it learned; "
+            f"pass {entry.name}.detach()"
         )
     return table.to(torch.int64) if entry.type is Type.INT else table
 

@@ -8,9 +8,12 @@ where dense's own error is 0. P are the weights, s the scale, f' = d score / d f
     out  P |V|                      lse  |f'| |Q| |K| s + |score - f' first| + 1     (for plain scores |Q| |K| s + 1)
     dv   P^T |dO|                   dq   (P * (|dO| |V|^T + sum |dO * O| + |dLSE|)) |f'| |K| s, dk alike
 
+A spec that other engines than `dense` do not run has the largest entry of the value itself as M.
+
 For float64, whose dense is the reference itself, dense's own error is that of float32 in proportion to eps.
 
-A reference that is not finite fails (except lse, where -inf is an empty row and has to agree exactly).
+A reference that is not finite fails (except lse, where -inf is an empty row, and outputs, where infinities are what
+reductions make of no pair; these have to agree exactly).
 """
 
 from collections.abc import Mapping
@@ -19,10 +22,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskc.runtime import dense
+from maskc import features
+from maskc.runtime import dense, prologue
 from maskc.runtime.inputs import Call
+from maskc.spec import MaskSpec
 
 QUANTITIES = ("out", "lse", "dq", "dk", "dv")
+"""What every softmax has. Outputs of the spec are `output NAME`, gradients of its learned inputs `d NAME`."""
+
+Found = tuple[Tensor, Tensor | None, Mapping[str, Tensor]]
+"""Output, log-sum-exp where there is one, and the spec's outputs by name."""
 
 
 @dataclass(frozen=True)
@@ -85,28 +94,53 @@ def reference(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> Referen
 
 def _dense_errors(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None) -> dict[str, float]:
     found = values_of(call, d_out, d_lse)
-    return {name: _distance(found[name], exact[name]) for name in QUANTITIES}
+    return {name: _distance(found[name], value) for name, value in exact.items()}
 
 
 def values_of(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> dict[str, Tensor]:
-    """Output, lse and gradients of `dense` in the call's own dtype."""
-    q, k, v = (x.detach().requires_grad_() for x in (call.q, call.k, call.v))
+    """Output, lse, outputs of the spec and gradients of `dense` in the call's own dtype."""
+    leaves = leaves_of(call.spec, {"q": call.q, "k": call.k, "v": call.v, **call.inputs})
+    given = {name: table for name, table in (*call.inputs.items(), *leaves.items()) if name in call.inputs}
     with torch.enable_grad():
-        out, lse, _ = dense.attention(replace(call, q=q, k=k, v=v))
-    assert lse is not None, "only softmax is judged"
-    upstream = [(out, d_out.to(out.dtype))] + ([] if d_lse is None else [(lse, d_lse.to(lse.dtype))])
+        # Sums are made anew, so that gradients reach what they are made of.
+        tables = prologue.complete(call.spec, given, call.q.device)
+        here = replace(call, q=leaves["q"], k=leaves["k"], v=leaves["v"], inputs=tables)
+        values = quantities(dense.attention(here), leaves, d_out, d_lse)
+    # Virtual keys of a border are nobody's input.
+    return values | {name: prologue.inner(call.spec, call.sizes, values[name]) for name in ("dk", "dv")}
+
+
+def leaves_of(spec: MaskSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors of a call that have a gradient, as leaves of a new graph: q, k, v and the learned inputs."""
+    names = ["q", "k", "v", *(i.name for i in spec.given if i.learned)]
+    return {name: tensors[name].detach().requires_grad_() for name in names}
+
+
+def quantities(
+    found: Found,
+    leaves: Mapping[str, Tensor],
+    d_out: Tensor,
+    d_lse: Tensor | None,
+) -> dict[str, Tensor]:
+    """All values of a call by name: output, lse where there is one, outputs, and the gradients of the leaves."""
+    out, lse, aux = found
+    values = {"out": out} | ({} if lse is None else {"lse": lse}) | {f"output {name}": x for name, x in aux.items()}
+    upstream = [(out, d_out.to(out.dtype))]
+    if lse is not None and d_lse is not None:
+        upstream.append((lse, d_lse.to(lse.dtype)))
     # A score that does not read the first score leaves lse without a gradient, and those of q and k are 0.
     outputs, given = zip(*((x, g) for x, g in upstream if x.requires_grad), strict=True)
-    gradients = torch.autograd.grad(outputs, (q, k, v), given, materialize_grads=True)
-    return dict(zip(QUANTITIES, (out.detach(), lse.detach(), *gradients), strict=True))
+    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), given, materialize_grads=True)
+    names = (f"d{name}" if name in ("q", "k", "v") else f"d {name}" for name in leaves)
+    return {name: x.detach() for name, x in values.items()} | dict(zip(names, gradients, strict=True))
 
 
 def compare(actual: Mapping[str, Tensor], expected: Reference) -> Report:
-    """Judges the quantities that `actual` holds (`out`, `lse`, `dq`, `dk`, `dv`)."""
-    unknown = actual.keys() - set(QUANTITIES)
+    """Judges the quantities that `actual` holds, in the order of the reference."""
+    unknown = actual.keys() - expected.values.keys()
     if unknown:
-        raise ValueError(f"no such quantity: {sorted(unknown)}; expected some of {QUANTITIES}")
-    return Report(tuple(_judge(name, actual[name], expected) for name in QUANTITIES if name in actual))
+        raise ValueError(f"no such quantity: {sorted(unknown)}; expected some of {list(expected.values)}")
+    return Report(tuple(_judge(name, actual[name], expected) for name in expected.values if name in actual))
 
 
 def check(call: Call, actual: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None = None) -> Report:
@@ -120,14 +154,21 @@ def _judge(name: str, actual: Tensor, expected: Reference) -> Judgement:
     reason = ""
     if actual.shape != value.shape:
         return Judgement(name, float("nan"), bound, f"shape {tuple(actual.shape)}, expected {tuple(value.shape)}")
-    empty = torch.isneginf(value) if name == "lse" else torch.zeros_like(value, dtype=torch.bool)
+    empty = _empty(name, value)
     if not bool((torch.isfinite(value) | empty).all()):
         reason = "the reference is not finite"
     elif not bool(torch.isfinite(actual).logical_or(empty).all()):
         reason = "the value is not finite"
-    elif not torch.equal(torch.isneginf(actual) & empty, empty):
-        reason = "an empty row is not -inf"
+    elif not torch.equal(actual[empty].to(value), value[empty]):
+        reason = "an empty row is not -inf" if name == "lse" else "an infinite entry differs"
     return Judgement(name, _distance(actual, value), bound, reason)
+
+
+def _empty(name: str, value: Tensor) -> Tensor:
+    """Entries that may be infinite: rows without keys, and what reductions make of no pair at all."""
+    if name == "lse":
+        return torch.isneginf(value)
+    return torch.isinf(value) if name.startswith("output ") else torch.zeros_like(value, dtype=torch.bool)
 
 
 def _distance(actual: Tensor, exact: Tensor) -> float:
@@ -138,11 +179,16 @@ def _distance(actual: Tensor, exact: Tensor) -> float:
 
 
 def _in(dtype: torch.dtype, call: Call) -> Call:
-    return replace(call, q=call.q.detach().to(dtype), k=call.k.detach().to(dtype), v=call.v.detach().to(dtype))
+    """The call in another dtype; learned inputs are made as wide as their gradients should be."""
+    wide = {i.name: call.inputs[i.name].to(dtype) for i in call.spec.given if i.learned and dtype is torch.float64}
+    q, k, v = (x.detach().to(dtype) for x in (call.q, call.k, call.v))
+    return replace(call, q=q, k=k, v=v, inputs={**call.inputs, **wide})
 
 
 def _magnitudes(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None) -> dict[str, float]:
     """M of every quantity; call is in float64."""
+    if features.refusal(call.spec, "tiled") is not None:
+        return {name: _largest(torch.where(torch.isfinite(x), x, 0)) for name, x in exact.items()}
     sizes, scale = call.sizes, abs(call.scale)
     group = sizes.heads // max(1, sizes.kv_heads)
     q, k, v, d_o = (x.abs() for x in (call.q, call.k, call.v, d_out.to(call.q)))

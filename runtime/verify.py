@@ -1,8 +1,9 @@
 """Every engine of this machine against `dense` in float64: output, log-sum-exp and gradients, over a list of sizes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf, isnan, prod
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf, isnan
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskc import reference, samples
+from maskc import prologue, reference, samples
 from maskc.compiler import compile_attention
 from maskc.diagnostics import MaskInputError, MaskUnsupportedError
-from maskc.runtime import tolerance
+from maskc.grids import grid_length, open_axis, real_keys
+from maskc.runtime import inputs, tolerance
 from maskc.runtime.attention import Attention
-from maskc.runtime.inputs import Call, default_scale
+from maskc.runtime.inputs import Call
 from maskc.runtime.tolerance import Judgement, Report
-from maskc.sizes import resolve
-from maskc.spec import MaskSpec, Scalar, Sizes, Type
+from maskc.sizes import parameters, resolve
+from maskc.spec import Form, MaskSpec, Scalar, Side, Sizes, Type
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 130, 257)
 GRIDS = {
@@ -28,6 +30,7 @@ GRIDS = {
     2: ((1, 1), (2, 5), (7, 7), (13, 17), (3, 65)),
     3: ((1, 1, 1), (2, 1, 5), (3, 4, 5), (2, 7, 7), (5, 3, 13)),
 }
+MANY_AXES = ((1,), (2, 3), (3, 1, 4), (5, 2), (4, 3, 5))  # in turn, where there are more than 3
 RECTANGLES = ((1, 65, 64), (63, 130, 67), (130, 17, 0))  # queries, keys, position of the first query
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 CPU_ENGINES = ("tiled", "interpret", "dense")
@@ -61,6 +64,7 @@ class Case:
             q_offset=self.q_offset or 0,
             offset_given=self.q_offset is not None,
             given=dict(self.given),
+            free=samples.free_extents(spec),
         )
 
     def __str__(self) -> str:
@@ -169,16 +173,26 @@ def table(summaries: Sequence[Summary]) -> str:
 def cases(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:
     """The sizes to look at: the spec's own parameter values, then smaller ones that bite at these lengths."""
     found: list[Case] = []
-    for parameters in parameter_sets(spec, given):
-        if spec.axes:
-            for shape in GRIDS[len(spec.axes)]:
-                axes = dict(zip(spec.axes, shape, strict=True))
-                found.append(Case(prod(shape), prod(shape), None, tuple({**axes, **parameters}.items())))
-        else:
-            values = tuple(parameters.items())
+    for chosen in parameter_sets(spec, given):
+        values = tuple(chosen.items())
+        for number, axes in enumerate(axis_sets(spec)):
+            q_len, k_len = (grid_length(spec, side, axes, parameters(spec, chosen)) for side in Side)
+            other = LENGTHS[2 + number]  # of a side that has no axes
+            lengths = (other if q_len is None else q_len, other if k_len is None else k_len)
+            found.append(Case(*lengths, None, (*axes.items(), *values)))
+        if not spec.axis_names:
             found += [Case(length, length, None, values) for length in LENGTHS]
             found += [Case(q_len, k_len, offset, values) for q_len, k_len, offset in RECTANGLES]
     return found
+
+
+def axis_sets(spec: MaskSpec) -> list[dict[str, int]]:
+    """Sizes for all axes of a spec but those that every document has for itself."""
+    names = [name for name in spec.axis_names if name != open_axis(spec)]
+    if not spec.axis_names:
+        return []
+    shapes = GRIDS.get(len(names)) or [tuple(row[i % len(row)] for i in range(len(names))) for row in MANY_AXES]
+    return [dict(zip(names, shape, strict=True)) for shape in shapes]
 
 
 def parameter_sets(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
@@ -222,104 +236,122 @@ def verify(
     seed: int = 0,
 ) -> Iterator[Outcome]:
     """Runs every case on every engine in every dtype. given: parameter values instead of the spec's defaults."""
-    compiled = {engine: compile_attention(spec, engine=engine) for engine in engines}
     for number, case in enumerate(cases(spec, given or {})):
         try:
             sizes = case.sizes(spec)
         except MaskInputError as error:
             yield Outcome(spec, case, "", "", refused=str(error))
             continue
-        generator = np.random.default_rng([seed, number])
-        arrays = samples.draw(spec, sizes, generator)
-        broken = reference.refute(spec, sizes, arrays)
+        drawn = samples.draw(spec, sizes, np.random.default_rng([seed, number]))
+        bound = prologue.bind(spec, drawn)
+        tables = prologue.complete(bound, drawn)
+        broken = reference.refute(bound, sizes, tables)
         if broken:
             raise MaskInputError(f"mask {spec.name!r} at {case}: {broken[0]}")
-        yield from _judged(spec, case, compiled, dtypes, random_problem(spec, sizes, arrays, dim, seed + number))
+        yield from _judged(case, engines, dtypes, random_problem(bound, sizes, tables, dim, seed + number))
 
 
-def _judged(
-    spec: MaskSpec,
-    case: Case,
-    compiled: Mapping[str, Attention],
-    dtypes: Sequence[str] | None,
-    problem: "Problem",
-) -> Iterator[Outcome]:
+def _judged(case: Case, engines: Sequence[str], dtypes: Sequence[str] | None, problem: "Problem") -> Iterator[Outcome]:
     """One case on every engine; the reference of a dtype is made once."""
-    wanted = {engine: dtypes or dtypes_of(engine) for engine in compiled}
+    spec = problem.spec
+    wanted = {engine: dtypes or dtypes_of(engine) for engine in engines}
     for dtype in DTYPES:
-        engines = [engine for engine in compiled if dtype in wanted[engine]]
-        if not engines:
-            continue
-        here = problem.to(DTYPES[dtype])
-        expected = tolerance.reference(here.call, here.d_out, here.d_lse)
-        for engine in engines:
+        expected: tolerance.Reference | None = None
+        for engine in (engine for engine in engines if dtype in wanted[engine]):
+            here = problem.to(DTYPES[dtype])
             try:
                 device = device_named("cuda" if engine == "triton" else "cpu")
-                values = here.to(DTYPES[dtype], device).run(compiled[engine])
+                values = here.to(DTYPES[dtype], device).run(compile_attention(spec, engine=engine))
             except MaskUnsupportedError as error:
-                yield Outcome(spec, case, engine, dtype, refused=str(error))
+                yield Outcome(spec, case, engine, dtype, refused=sentence(error))
                 continue
+            expected = expected or tolerance.reference(here.call, here.d_out, here.d_lse)
             report = tolerance.compare({name: x.cpu() for name, x in values.items()}, expected)
             yield Outcome(spec, case, engine, dtype, report)
 
 
+def sentence(error: MaskUnsupportedError) -> str:
+    """Why something cannot run, on one line."""
+    return error.diagnostics[0].message
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A call and the upstream gradients of its output and log-sum-exp."""
+    """The tensors of a call, and the upstream gradients of its output and log-sum-exp.
 
-    call: Call
+    given: inputs, axis sizes, parameters and offsets by name, as a call takes them.
+    """
+
+    spec: MaskSpec
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    given: Mapping[str, Any]
     d_out: Tensor
     d_lse: Tensor
 
+    @cached_property
+    def call(self) -> Call:
+        """The call itself."""
+        return inputs.prepare(self.spec, self.q, self.k, self.v, **_with_offsets(self.given))
+
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Problem":
         """The same problem, q, k, v and d_out rounded to a dtype, on a device."""
-        call = self.call
-        q, k, v, d_out = (x.to(device, dtype) for x in (call.q, call.k, call.v, self.d_out))
-        moved = {name: table.to(device) for name, table in call.inputs.items()}
+        q, k, v, d_out = (x.to(device, dtype) for x in (self.q, self.k, self.v, self.d_out))
+        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.given.items()}
         exact = torch.float64 if dtype is torch.float64 else torch.float32
-        return Problem(replace(call, q=q, k=k, v=v, inputs=moved), d_out, self.d_lse.to(device, exact))
+        return Problem(self.spec, q, k, v, moved, d_out, self.d_lse.to(device, exact))
 
-    def named(self) -> dict[str, Any]:
-        """Inputs, axis sizes, parameters and offsets as a call takes them."""
-        sizes = self.call.sizes
-        scalars = {**sizes.axis, **sizes.parameter, "q_offset": sizes.q_offset, "k_offset": sizes.k_offset}
-        return {**scalars, **self.call.inputs}
+    def forward(self, attention: Attention) -> tuple[dict[str, Tensor], tolerance.Found]:
+        """The leaves of a graph, and output, log-sum-exp and outputs of an engine, by the public interface."""
+        leaves = tolerance.leaves_of(self.spec, {"q": self.q, "k": self.k, "v": self.v, **self.given})
+        learned = {name: x for name, x in leaves.items() if name in self.given}
+        tensors = (leaves["q"], leaves["k"], leaves["v"])
+        options = {**self.given, **learned}
+        if self.spec.normalizer.form is Form.SOFTMAX:
+            return leaves, attention(*tensors, return_lse=True, aux=True, **options)
+        out, aux = attention(*tensors, aux=True, **options)
+        return leaves, (out, None, aux)
 
     def run(self, attention: Attention) -> dict[str, Tensor]:
-        """Output, lse, dq, dk and dv of an engine, by the public interface."""
-        q, k, v = (x.detach().requires_grad_() for x in (self.call.q, self.call.k, self.call.v))
-        out, lse = attention(q, k, v, return_lse=True, **self.named())
-        gradients = torch.autograd.grad((out, lse), (q, k, v), (self.d_out, self.d_lse))
-        return dict(zip(tolerance.QUANTITIES, (out.detach(), lse.detach(), *gradients), strict=True))
+        """All values of an engine by name, as `tolerance` compares them."""
+        leaves, found = self.forward(attention)
+        return tolerance.quantities(found, leaves, self.d_out, self.d_lse)
 
 
-def random_problem(spec: MaskSpec, sizes: Sizes, inputs: Mapping[str, NDArray[Any]], dim: int, seed: int) -> Problem:
-    """Normal q, k, v and upstream gradients in float32 on the CPU; the scale is the usual 1 / sqrt(dim)."""
+def _with_offsets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `prepare` behind q, k and v."""
+    offsets = {name: given[name] for name in ("q_offset", "k_offset") if name in given}
+    return {"given": {name: x for name, x in given.items() if name not in offsets}, **offsets}
+
+
+def random_problem(spec: MaskSpec, sizes: Sizes, tables: Mapping[str, NDArray[Any]], dim: int, seed: int) -> Problem:
+    """Normal q, k, v and upstream gradients in float32 on the CPU. tables: at least the inputs that a call gives."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(heads: int, length: int, *last: int) -> Tensor:
         return torch.randn(sizes.batch, heads, length, *last, generator=generator)
 
     q = normal(sizes.heads, sizes.q_len, dim)
-    k, v = (normal(sizes.kv_heads, sizes.k_len, dim) for _ in range(2))
-    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    call = Call(spec, sizes, default_scale(q), q, k, v, tensors)
-    return Problem(call, normal(sizes.heads, sizes.q_len, dim), normal(sizes.heads, sizes.q_len))
+    k, v = (normal(sizes.kv_heads, real_keys(spec, sizes), dim) for _ in range(2))
+    tensors = {i.name: torch.from_numpy(np.array(tables[i.name])) for i in spec.given}
+    offsets = {"q_offset": sizes.q_offset, "k_offset": sizes.k_offset}
+    given = {**sizes.axis, **sizes.parameter, **offsets, **tensors}
+    d_out, d_lse = normal(sizes.heads, sizes.q_len, dim), normal(sizes.heads, sizes.q_len)
+    return Problem(spec, q, k, v, given, d_out, d_lse)
 
 
 def median_seconds(problem: Problem, attention: Attention, budget: float = 1.0) -> tuple[float, float]:
     """Median time of a forward and of a backward pass; as many runs as fit into about `budget` seconds, at least 3."""
-    call = problem.call
-    cuda = call.q.device.type == "cuda"
+    cuda = problem.q.device.type == "cuda"
     forward: list[float] = []
     backward: list[float] = []
     begin = perf_counter()
     while len(forward) < 3 or (perf_counter() - begin < budget and len(forward) < 50):
         marks = [_now(cuda)]
-        q, k, v = (x.detach().requires_grad_() for x in (call.q, call.k, call.v))
-        out, lse = attention(q, k, v, return_lse=True, **problem.named())
+        leaves, found = problem.forward(attention)
         marks.append(_now(cuda))
-        torch.autograd.grad((out, lse), (q, k, v), (problem.d_out, problem.d_lse))
+        tolerance.quantities(found, leaves, problem.d_out, problem.d_lse)
         marks.append(_now(cuda))
         forward.append(marks[1] - marks[0])
         backward.append(marks[2] - marks[1])

@@ -79,7 +79,7 @@ def test_plain_characters_where_the_output_takes_no_others(maskc: Maskc, monkeyp
         (np.zeros((1, 5), np.int64), "input 'doc' has shape (1, 5); the spec declares int[batch, seq]"),
         (np.zeros(8, np.int64), "input 'doc' has shape (8), 1 dims; the spec declares int[batch, seq]"),
         (np.zeros((1, 8)), "input 'doc' is of type int, but doc.npy holds float64"),
-        (np.array([[3, 2, 1, 0, 0, 0, 0, 0]]), "input 'doc' is sorted, but 2 follows doc[0, 0] = 3"),
+        (np.array([[3, 2, 1, 0, 0, 0, 0, 0]]), "input 'doc' is declared sorted, but doc[0, 1] is 2 and follows 3"),
     ],
 )
 def test_inputs_from_files_are_checked(maskc: Maskc, array: Any, sentence: str) -> None:

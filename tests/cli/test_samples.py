@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskc import options, samples
+from maskc import promises, samples
 from maskc.check import load
 from maskc.diagnostics import MaskInputError
 from maskc.sizes import resolve
@@ -27,8 +27,8 @@ mask many(block: int = 16, top: int = 3):
 
 def drawn(seed: int = 0) -> tuple[MaskSpec, Sizes, dict[str, samples.Array]]:
     spec = load(SPEC)
-    sizes = resolve(spec, q_len=100, k_len=100, batch=2, heads=4, kv_heads=2, given={})
-    return spec, sizes, samples.draw(spec, sizes, np.random.default_rng(seed), {"n": 5})
+    sizes = resolve(spec, q_len=100, k_len=100, batch=2, heads=4, kv_heads=2, given={}, free={"n": 5})
+    return spec, sizes, samples.draw(spec, sizes, np.random.default_rng(seed))
 
 
 def test_shapes_and_types() -> None:
@@ -73,15 +73,15 @@ def test_an_empty_range_leaves_padding_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "place", "value", "sentence"),
     [
-        ("group", (1, 3), 7, "input 'group' has entries in [0, 7) or -1, but group[1, 3] is 7"),
-        ("group", (0, 0), -2, "input 'group' has entries in [0, 7) or -1, but group[0, 0] is -2"),
-        ("doc", (1, 99), -1, "input 'doc' is sorted, but -1 follows doc[1, 98] = "),
+        ("group", (1, 3), 7, "declared with entries of k // block, in [0, 7) or -1, but group[1, 3] is 7"),
+        ("group", (0, 0), -2, "declared with entries of k // block, in [0, 7) or -1, but group[0, 0] is -2"),
+        ("doc", (1, 99), -1, "input 'doc' is declared sorted, but doc[1, 99] is -1 and follows 9"),
     ],
 )
 def test_a_broken_promise_is_named(name: str, place: tuple[int, ...], value: int, sentence: str) -> None:
     spec, sizes, found = drawn()
-    options.check_promises(spec.input(name), sizes, found[name])
+    promises.check(spec, sizes, found)
     found[name][place] = value
     with pytest.raises(MaskInputError) as caught:
-        options.check_promises(spec.input(name), sizes, found[name])
+        promises.check(spec, sizes, found)
     assert sentence in str(caught.value)

@@ -1,5 +1,6 @@
 """Sizes of a call: what is inferred, what is converted, and every refusal with its sentence."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from maskc.check import load
 from maskc.diagnostics import MaskInputError
-from maskc.sizes import check_shapes, input_shape, line_length, reads_position, resolve
+from maskc.grids import line_length
+from maskc.shapes import check_shapes, free_sizes, input_shape
+from maskc.sizes import reads_position, resolve
 from maskc.spec import MaskSpec, Sizes
 
 CAUSAL = load("mask causal:\n    keep k <= q\n")
@@ -33,7 +36,8 @@ mask tables(block: int = 4, top: int = 2):
 
 def sizes(spec: MaskSpec, length: int = 12, **options: Any) -> Sizes:
     """Resolved with equal lengths and nothing given, but for the options."""
-    return resolve(spec, **{"q_len": length, "k_len": length, "given": {}, **options})
+    free = {"n": 5} if spec is TABLES else {}
+    return resolve(spec, **{"q_len": length, "k_len": length, "given": {}, "free": free, **options})
 
 
 def refusal(spec: MaskSpec, length: int = 12, **options: Any) -> str:
@@ -210,7 +214,7 @@ def test_divisors_in_dims() -> None:
 
 def shapes(call: Sizes, **changed: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Right shapes for `TABLES`, but for those that are given."""
-    right = {i.name: input_shape(TABLES, call, i.name, {"n": 5}) for i in TABLES.inputs}
+    right = {i.name: input_shape(TABLES, call, i.name) for i in TABLES.inputs}
     return right | changed
 
 
@@ -225,7 +229,8 @@ def test_shapes() -> None:
         "order": (5,),
     }
     check_shapes(TABLES, call, shapes(call))
-    check_shapes(TABLES, call, shapes(call, size=(7, 3), order=(7,)))
+    larger = shapes(call, size=(7, 3), order=(7,))
+    check_shapes(TABLES, replace(call, free=tuple(free_sizes(TABLES, larger).items())), larger)
 
 
 def test_shapes_follow_the_offsets() -> None:
@@ -240,7 +245,7 @@ def test_shapes_follow_the_offsets() -> None:
     }
     assert shapes(sizes(TABLES, q_len=3, k_len=12, q_offset=14))["doc"] == (1, 17)
     assert shapes(sizes(TABLES, q_len=3, k_len=2, q_offset=3, k_offset=20))["doc"] == (1, 22)
-    assert line_length(call) == 12
+    assert line_length(TABLES, call) == 12
 
 
 def test_shapes_with_offsets_that_are_tensors_have_a_least_size() -> None:
@@ -298,10 +303,10 @@ def test_shapes_that_are_missing_or_negative() -> None:
     with pytest.raises(MaskInputError, match=r"^input 'doc' is missing; mask 'tables' declares it int\[batch, seq\]$"):
         check_shapes(TABLES, call, {})
     with pytest.raises(MaskInputError, match=r"^the size of dim 'n' of input 'order' is missing$"):
-        input_shape(TABLES, call, "order", {})
+        input_shape(TABLES, replace(call, free=()), "order")
     spec = load("mask m(r: int = 3):\n    input t: int[r - 4]\n    keep t[0] == 1\n")
     with pytest.raises(MaskInputError, match=r"^dim 'r - 4' of input 't' would be -1 \(r=3\)$"):
-        input_shape(spec, sizes(spec), "t", {})
+        input_shape(spec, sizes(spec), "t")
 
 
 def test_claims_over_pairs_are_not_preconditions() -> None:
