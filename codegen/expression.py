@@ -19,20 +19,30 @@ from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
     Count,
     DimKind,
+    Dot,
     Expr,
+    FinalScore,
+    Fold,
+    FreeSize,
     Index,
+    Kept,
     Length,
     Literal,
     MaskSpec,
+    Member,
     Node,
     Offset,
     Parameter,
     Position,
+    Rand,
     Read,
+    Scale,
     Score,
     Select,
     Side,
@@ -40,6 +50,7 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    Weight,
     children,
     conjuncts,
     rebuild,
@@ -355,6 +366,9 @@ class Writer:
                 return parsed(f"{expr.side.value}_len.to(INTEGER)")
             case AxisSize():
                 return self._argument(self.symbols.axes[expr.axis])
+            case FreeSize():
+                table, dim = free_size(self.spec, expr.name)
+                return self._argument(f"{self.symbols.inputs[table]}_size_{dim}")
             case Index():
                 return parsed(f"{expr.count.value}.to(INTEGER)")
             case Total():
@@ -365,6 +379,8 @@ class Writer:
                 return self._read(expr, double)
             case Score():
                 return name("score")
+            case Scale():
+                return self._scale(double)
             case Unary():
                 return self._unary(expr, double)
             case Binary(op=BinaryOp.SUB, left=Position() as position, right=Offset() as offset) if (
@@ -378,6 +394,8 @@ class Writer:
                 return call("tl.where", self._at(expr.condition, end, False), *branches)
             case Cast():
                 return self._cast(expr, double)
+            case Member() | Bucket() | Dot() | Rand() | Fold() | Bound() | FinalScore() | Weight() | Kept():
+                raise AssertionError(f"{expr} is refused before a kernel is written")
             case _:
                 assert_never(expr)
 
@@ -422,6 +440,11 @@ class Writer:
             value = infix(begin, ast.Add(), self._offset(Side(side)))
             self._memo[key] = self._bind(value, Depends.NONE, "first_owned", "position of the tile's first row")
         return self._memo[key]
+
+    def _scale(self, double: bool) -> ast.expr:
+        """The scale of the call, which every kernel has as a float32."""
+        self.double |= double
+        return parsed(f"tl.full((), scale, tl.float{64 if double else 32})")
 
     def _parameter(self, expr: Parameter, double: bool) -> ast.expr:
         argument = self.symbols.parameters[expr.name]
@@ -655,6 +678,16 @@ class Writer:
                 return method(value, "to", parsed("tl.float64" if double else "tl.float32"))
             case _:
                 assert_never(expr.type)
+
+
+def free_size(spec: MaskSpec, wanted: str) -> tuple[str, int]:
+    """The input, and the number of its dim, that gives a free name its size."""
+    return next(
+        (entry.name, number)
+        for entry in spec.inputs
+        for number, dim in enumerate(entry.dims)
+        if dim.kind is DimKind.FREE and dim.text == wanted
+    )
 
 
 _OWN_NAMES = ("bias", "final", "slope")

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from maskc.codegen import backward, forward
-from maskc.codegen.expression import Names, Symbols
+from maskc.codegen.expression import Names, Symbols, free_size
 from maskc.codegen.helpers import HELPERS, helpers
 from maskc.codegen.settle import Depends, depends, settle
 from maskc.codegen.template import fill, without_blanks
+from maskc.features import require
 from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
     Coordinate,
     Expr,
+    FreeSize,
     MaskSpec,
     Offset,
     Parameter,
@@ -91,8 +93,9 @@ class MaskArguments:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Inputs that are read, in the order of the spec."""
+        """Inputs that are read or whose dims are, in the order of the spec."""
         read = {node.input for node in self.nodes if isinstance(node, Read)}
+        read |= {free_size(self.spec, node.name)[0] for node in self.nodes if isinstance(node, FreeSize)}
         return tuple(i.name for i in self.spec.inputs if i.name in read)
 
     @cached_property
@@ -104,7 +107,7 @@ class MaskArguments:
     @cached_property
     def axes(self) -> tuple[str, ...]:
         """Axes whose sizes are read, in the order of the spec; a coordinate reads its own and all faster ones."""
-        order = self.spec.axes
+        order = self.spec.axis_names
         read = {node.axis for node in self.nodes if isinstance(node, AxisSize)}
         for node in self.nodes:
             if isinstance(node, Coordinate):
@@ -183,7 +186,8 @@ _TYPED = {"i32": "tl.int32", "i64": "tl.int64", "fp32": "tl.float32", "fp64": "t
 
 @lru_cache(maxsize=256)
 def emit(spec: MaskSpec) -> KernelSource:
-    """The kernel file of a spec."""
+    """The kernel file of a spec. Raises MaskUnsupportedError for what kernels cannot compute."""
+    require(spec, "triton")
     mask = MaskArguments(spec)
     symbols, lines = mask.symbols, mask.lines
     templates = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskc import plan as planning
-from maskc.bounds import Analysis, reads_data
+from maskc.bounds import Analysis, constant_tables, reads_data
+from maskc.evaluate import tables_read
 from maskc.plan import BlockPlan, TileRuns
 from maskc.runtime.inputs import Call
-from maskc.spec import Expr, Read, walk
 
 _PLANS = 32  # host plans that are kept
 _MASK_BYTES = 1 << 23  # of masks that are kept with each
@@ -50,7 +50,9 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class HostPlan:
-    """A plan and what an engine derived from it. notes: by name; masks: of its batches of tiles."""
+    """A plan and what an engine derived from it. given: copies of the tensors that it was made from. notes: by name;
+    masks: of its batches of tiles.
+    """
 
     plan: BlockPlan
     given: Mapping[str, NDArray[Any]]
@@ -140,16 +142,14 @@ def _named(side: tuple[TileRuns, TileRuns]) -> tuple[Runs, Runs]:
 
 def _made(call: Call, tile: tuple[int, int]) -> HostPlan:
     spec, sizes = call.spec, call.sizes
-    read = _read(spec.predicate) | (call.inputs.keys() & {"q_offset", "k_offset"})
-    in_scores = _read(spec.score)
+    fixed = constant_tables(spec)
+    read = tables_read(spec.predicate) | (call.inputs.keys() & {"q_offset", "k_offset"})
+    in_scores = tables_read(spec.score) - fixed
     small = {name for name in in_scores if call.inputs[name].numel() <= _COMPARED}
     given = {name: _on_host(call.inputs[name]) for name in sorted(read | small)}
     plan = planning.build(spec, sizes, tile, given)
-    return HostPlan(plan, given, Masks(keeps=in_scores <= read | small))
-
-
-def _read(expr: Expr) -> set[str]:
-    return {node.input for node in walk(expr) if isinstance(node, Read)}
+    compared = {name: table for name, table in given.items() if name not in fixed}
+    return HostPlan(plan, compared, Masks(keeps=in_scores <= read | small))
 
 
 def _on_host(x: Tensor) -> NDArray[Any]:

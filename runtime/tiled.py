@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from maskc.derivative import ZERO, derivative, is_additive
-from maskc.evaluate import Pairs, constants, depends, evaluate
+from maskc.evaluate import Pairs, constants, depends, evaluate, tables_read
 from maskc.plan import Part
 from maskc.runtime import fused, tables
 from maskc.runtime.batches import Batch, batches, complete
@@ -30,7 +30,7 @@ from maskc.runtime.inputs import Call
 from maskc.runtime.tables import HostPlan
 from maskc.runtime.tiles import TILE, tile_of
 from maskc.shift import by_positions, growth
-from maskc.spec import Expr, Side, Type, children, walk
+from maskc.spec import Expr, PrefixSum, Scale, Side, Type, children, walk
 
 _MASK_ENTRIES = 1 << 20  # pairs whose predicate is evaluated at once
 _SCORE_ENTRIES = 1 << 19  # scores that the matmul path holds at once
@@ -355,7 +355,9 @@ class _Share:
 
     def _pointwise(self, expr: Expr, pairs: Pairs) -> Pointwise:
         """A score expression as a function of the first score of these pairs."""
-        wide = _decides_by_float(expr)  # then in float64
+        sums = {i.name for i in self.work.call.spec.inputs if isinstance(i.source, PrefixSum)}
+        # Then in float64: decisions have the same bits everywhere, and long sums differ by little.
+        wide = _decides_by_float(expr) or not sums.isdisjoint(tables_read(expr))
 
         def value(first: Tensor) -> Tensor:
             dtype = torch.float64 if wide else first.dtype
@@ -371,7 +373,9 @@ class _Share:
         if self._shared:
             tiles = range(1)
         owner = (self.lanes.map_, self.lanes.first, lanes.start, lanes.stop) if self._by_lane else ()
-        key = (self.number, self.lanes.map_, owner, tiles, self.work.call.q.dtype)
+        call = self.work.call
+        scale = call.scale if any(isinstance(n, Scale) for e in self._mask_expressions for n in walk(e)) else None
+        key = (self.number, self.lanes.map_, owner, tiles, call.q.dtype, scale)
         return self.work.host.masks.get(key, lambda: self._made_mask(lanes, tiles))
 
     @cached_property
@@ -428,7 +432,8 @@ class _Share:
         head = heads.repeat(rows.numel())[lanes].view(-1, 1, 1, 1)
         q, k = self._places(tiles)
         q, k = (x + self._offset(side, batch) for x, side in ((q, Side.Q), (k, Side.K)))
-        return Pairs(torch, call.sizes, call.inputs, batch, head, q, k)
+        scale = torch.full((), call.scale, dtype=torch.float64, device=device)
+        return Pairs(torch, call.sizes, call.inputs, batch, head, q, k, bound={Scale(Type.FLOAT): scale})
 
     def _offset(self, side: Side, batch: Tensor) -> int | Tensor:
         offset = self.work.call.sizes.offset(side)

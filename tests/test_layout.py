@@ -142,6 +142,7 @@ TABLE: dict[str, set[str]] = {
         "maskc.diagnostics",
         "maskc.spec",
         "maskc.derivative",
+        "maskc.features",
         "maskc.bounds",
         "maskc.plan",
     },
