@@ -18,9 +18,13 @@ PARTS_LIMIT = 32
 class Axes(Inputs):
     """Reads where tokens lie."""
 
-    def layout(self, node: syntax.Mask, scope: Scope, reading: Reading) -> Layout:
-        """The index space of a mask without its documents; its parameters are in scope."""
+    def layout(self, node: syntax.Mask, scope: Scope, reading: Reading) -> Layout | None:
+        """The index space of a mask without its documents; its parameters are in scope. None where its lines contradict
+        each other.
+        """
         lines = self._axes_lines(node)
+        if lines is None:
+            return None
         border: Expr | None = None
         parts: dict[str, tuple[Part, ...]] = {}
         sizes = _with_lets(node, scope)
@@ -37,8 +41,8 @@ class Axes(Inputs):
             return Layout(axes=shared[0].axes)
         return Layout(queries=shared, keys=shared, border=border)
 
-    def _axes_lines(self, node: syntax.Mask) -> dict[str, syntax.Axes]:
-        """The lines of a mask by their words, as far as they go together."""
+    def _axes_lines(self, node: syntax.Mask) -> dict[str, syntax.Axes] | None:
+        """The lines of a mask by their words; None where they do not go together."""
         lines: dict[str, syntax.Axes] = {}
         for line in (s for s in node.body if isinstance(s, syntax.Axes)):
             if line.word in lines:
@@ -49,21 +53,19 @@ class Axes(Inputs):
                     line.span,
                     "write either one",
                 )
+                return None
             else:
                 lines[line.word] = line
         if len(lines) == 1 and "axes" not in lines:
             (line,) = lines.values()
             other = "keys" if line.word == "queries" else "queries"
             self.report(f"'{line.word}' needs a line '{other}'", line.span, f"for example '{other} {_shown(line)}'")
-            return {}
+            return None
         packed = next((s for s in node.body if isinstance(s, syntax.Packed)), None)
-        if packed is not None and lines:
-            return self._packable(lines, packed)
-        return lines
+        return lines if packed is None or not lines or self._is_packable(next(iter(lines.values())), packed) else None
 
-    def _packable(self, lines: dict[str, syntax.Axes], packed: syntax.Packed) -> dict[str, syntax.Axes]:
-        """The `axes` line of packed documents, if it is one."""
-        line = next(iter(lines.values()))
+    def _is_packable(self, line: syntax.Axes, packed: syntax.Packed) -> bool:
+        """Whether a line can say the axes of packed documents."""
         if line.word != "axes":
             message = f"'{line.word}' and 'packed' do not go together: documents lie on one shared line"
             self.report(message, line.span, "write 'axes' below 'packed'")
@@ -73,8 +75,8 @@ class Axes(Inputs):
         elif line.span.start < packed.span.start:
             self.report("the axes of packed documents are said below 'packed'", line.span, "move this line down")
         else:
-            return lines
-        return {}
+            return True
+        return False
 
     # ---- parts
 
@@ -136,7 +138,7 @@ class Axes(Inputs):
     def name_axes(self, node: syntax.Mask, scope: Scope, reading: Reading) -> None:
         """Puts the names of axes and parts into scope."""
         layout = reading.layout or Layout()
-        for name, part in _names(node):
+        for name, part in _names(node, layout):
             if name.text in layout.part_names and part not in (None, name.text):
                 message = f"'{name.text}' is a part; an axis of another part needs a name of its own"
                 self.report(message, name.span)
@@ -150,25 +152,22 @@ class Axes(Inputs):
     def packed(self, node: syntax.Packed, mask: syntax.Mask, scope: Scope, reading: Reading) -> Expr | None:
         """Enters the documents: from here on positions are theirs. The clause that keeps pairs inside a document."""
         table = self._starts(node.name, mask, scope, reading)
-        layout = self.layout(mask, scope, reading)
-        if reading.layout is not None and reading.layout.documents:
+        layout, outside = self.layout(mask, scope, reading), reading.layout
+        if outside is not None and outside.documents:
             message = "documents inside documents: the mask that uses this one is packed already"
             self.report(message, reading.use or node.span)
-            table = None
-        if table is not None:
-            leading = tuple(Index(Type.INT, Count.BATCH, span=node.name.span) for _ in table.dims[1:])
-            tokens = {Side.Q: reading.q.line, Side.K: reading.k.line}
-            around = None if reading.layout is None else reading.layout.around
-            documents = {s: document(line, table.name, leading, node.name.span) for s, line in tokens.items()}
-            layout = replace(layout, documents=documents, around=around)
-        reading.layout = layout
+            layout = None
+        if table is None or layout is None:
+            reading.layout = None
+            return None
+        leading = tuple(Index(Type.INT, Count.BATCH, span=node.name.span) for _ in table.dims[1:])
+        tokens = {Side.Q: reading.q.line, Side.K: reading.k.line}
+        documents = {s: document(line, table.name, leading, node.name.span) for s, line in tokens.items()}
+        layout = replace(layout, documents=documents, around=None if outside is None else outside.around)
+        reading.layout, reading.packed = layout, table.name
         reading.q, reading.k = layout.place(Side.Q), layout.place(Side.K)
         self.name_axes(mask, scope, reading)
-        if table is None:
-            return None
-        reading.packed = table.name
-        numbers = (layout.documents[Side.Q].number, layout.documents[Side.K].number)
-        return typed.comparison(BinaryOp.EQ, *numbers, node.span)
+        return typed.comparison(BinaryOp.EQ, documents[Side.Q].number, documents[Side.K].number, node.span)
 
     def _starts(self, name: syntax.Name, mask: syntax.Mask, scope: Scope, reading: Reading) -> InputSpec | None:
         """The input with the starts of the documents: declared above, further down, or by this line itself."""
@@ -217,7 +216,7 @@ def _with_lets(node: syntax.Mask, scope: Scope) -> Scope:
     return inner
 
 
-def _names(node: syntax.Mask) -> Iterator[tuple[syntax.Name, str | None]]:
+def _names(node: syntax.Mask, layout: Layout) -> Iterator[tuple[syntax.Name, str | None]]:
     """The names of the axes and parts of a mask; beside an axis of a part the name of the part."""
     for line in node.body:
         if not isinstance(line, syntax.Axes):
@@ -227,8 +226,9 @@ def _names(node: syntax.Mask) -> Iterator[tuple[syntax.Name, str | None]]:
             shape = axis.part
             while isinstance(shape, syntax.Bracketed):
                 shape = shape.inner
-            items = shape.items if isinstance(shape, syntax.Tuple) else (shape,)
-            yield from ((item, axis.name.text) for item in items if isinstance(item, syntax.Name))
+            for item in shape.items if isinstance(shape, syntax.Tuple) else (shape,):
+                if isinstance(item, syntax.Name) and item.text in layout.axis_names:
+                    yield item, axis.name.text
 
 
 def _shown(line: syntax.Axes) -> str:

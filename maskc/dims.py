@@ -116,7 +116,8 @@ class Dims(Elaborator):
                 self.report(f"'{text}' counts from the start of each document", node.span, _IN_DOCUMENTS)
                 return None
             if not _rises(node, axes):
-                self.report(f"how many values '{text}' takes is not clear", node.span, "write the size itself")
+                hint = f"write '{text}: n'" if reading.line == "reduce" else "write the size itself"
+                self.report(f"how many values '{text}' takes is not clear", node.span, hint)
                 return None
             extent = typed.arithmetic(BinaryOp.ADD, extent, typed.integer(1), node.span)
         if isinstance(extent, Literal) and extent.value < 0:

@@ -30,7 +30,7 @@ from maskc.spec import (
     Total,
     Type,
 )
-from maskc.words import BUILTINS, MODULES, PARAMETER_NAMES, PRELUDE
+from maskc.words import ATTRIBUTES, BUILTINS, MODULES, PARAMETER_NAMES, PRELUDE
 
 INLINING_LIMIT = 20
 
@@ -88,7 +88,7 @@ class Elaborator(Functions):
                 expr = self.operation(node, scope, reading)
                 return Unknown() if expr is None else expr
             case syntax.Tuple():
-                self.report("a tuple can only stand behind 'in'", node.span)
+                self.report("a tuple can only stand behind 'in'", node.span, "tables are written [1, 2]")
                 return Unknown()
             case syntax.List():
                 return self.display(node, scope, reading)
@@ -135,8 +135,8 @@ class Elaborator(Functions):
                 return self._of_the_pair(node, reading)
             case "scale":
                 return Scale(Type.FLOAT, span=span)
-            case "doc" if reading.layout is not None and reading.layout.documents:
-                return reading.layout.documents[Side.Q].number
+            case "doc" if (layout := reading.layout) is None or layout.documents:
+                return Unknown() if layout is None else layout.documents[Side.Q].number
             case name if name in reading.free:
                 return FreeSize(Type.INT, name, span=span)
             case name:
@@ -184,7 +184,7 @@ class Elaborator(Functions):
             case Place() as at:
                 return self.of_place(node, at, reading)
             case _:
-                self.report(f"'{owner.span.text}' has no '.{name}'", node.name.span)
+                self.report(f"'{owner.span.text}' has no '.{name}'", node.name.span, ATTRIBUTES.get(name))
         return Unknown()
 
     # ---- calls

@@ -1,16 +1,19 @@
 """What statements ask of checked expressions: through what a gradient reaches them, and whether they are affine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from maskc.spec import (
     Binary,
     BinaryOp,
+    Bucket,
     Dot,
     Expr,
     FinalScore,
     Fold,
     FoldOp,
     InputSpec,
+    Member,
+    PrefixSum,
     Read,
     ReduceOp,
     Reduction,
@@ -22,6 +25,7 @@ from maskc.spec import (
     UnaryOp,
     Weight,
     children,
+    walk,
 )
 
 
@@ -67,16 +71,53 @@ def _has_gradient(source: Expr, reductions: Mapping[str, Reduction], inputs: Map
         case Read():
             return _is_learned(source.input, inputs)
         case Dot():
-            rows = [v for v in (source.left, source.right) if isinstance(v, Row)]
+            rows = _rows(source)
             return len(rows) < 2 or any(_is_learned(row.input, inputs) for row in rows)
         case _:
             return True
 
 
 def _is_learned(table: str, inputs: Mapping[str, InputSpec]) -> bool:
-    entry = inputs[table]
-    behind = getattr(entry.source, "table", None)  # of a prefix sum
-    return entry.learned or (behind is not None and _is_learned(behind, inputs))
+    return any(inputs[name].learned for name in {table} | _behind({table}, list(inputs.values())))
+
+
+def tables(expr: Expr, inputs: Sequence[InputSpec]) -> set[str]:
+    """The tables that an expression reads, those behind prefix sums among them."""
+    found: set[str] = set()
+    for node in walk(expr):
+        match node:
+            case Read():
+                found.add(node.input)
+            case Member() | Bucket():
+                found.add(node.row.input)
+            case Dot():
+                found |= {row.input for row in _rows(node)}
+            case _:
+                pass
+    return found | _behind(found, inputs)
+
+
+def tables_with_gradient(expr: Expr, inputs: Sequence[InputSpec]) -> set[str]:
+    """The tables that a gradient of an expression reaches."""
+    found: set[str] = set()
+    for node in sources(expr):
+        found |= {node.input} if isinstance(node, Read) else {row.input for row in _rows(node)}
+    return found | _behind(found, inputs)
+
+
+def _behind(names: set[str], inputs: Sequence[InputSpec]) -> set[str]:
+    """The tables whose prefix sums some tables are."""
+    made = {entry.name: entry.source.table for entry in inputs if isinstance(entry.source, PrefixSum)}
+    behind: set[str] = set()
+    for name in names:
+        while name in made:
+            name = made[name]
+            behind.add(name)
+    return behind
+
+
+def _rows(expr: Expr) -> list[Row]:
+    return [v for v in (expr.left, expr.right) if isinstance(v, Row)] if isinstance(expr, Dot) else []
 
 
 def degree(expr: Expr) -> int | None:

@@ -186,15 +186,15 @@ def line_end() -> Expr:
 
 def _cells(line: Expr, parts: Sequence[Part], border: Expr | None) -> Iterator[Cell]:
     """How each part of a line sees a position on it."""
-    start: Expr = typed.integer(0)
-    for number, part in enumerate(parts):
-        stop = typed.arithmetic(BinaryOp.ADD, start, part.tokens, None) if number < len(parts) - 1 else None
-        index = line if number == 0 else typed.arithmetic(BinaryOp.SUB, line, start, None)
+    start: Expr | None = None  # of the first part, which begins where the line does
+    for part in parts:
+        stop = part.tokens if start is None else typed.arithmetic(BinaryOp.ADD, start, part.tokens, None)
+        index = line if start is None else typed.arithmetic(BinaryOp.SUB, line, start, None)
         values = _coordinates(index, part.axes, border)
         if part.name is not None:
             values.setdefault(part.name, index)
-        yield Cell(part, _between(line, start if number > 0 else None, stop), values)
-        start = start if stop is None else stop
+        yield Cell(part, _between(line, start, None if part is parts[-1] else stop), values)
+        start = stop
 
 
 def _between(line: Expr, start: Expr | None, stop: Expr | None) -> Expr:

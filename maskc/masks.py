@@ -7,6 +7,7 @@ from typing import assert_never
 from maskc import typed
 from maskc.diagnostics import Span
 from maskc.grammar import syntax
+from maskc.kinks import tables, tables_with_gradient
 from maskc.layout import Layout
 from maskc.lint import lint
 from maskc.predicates import Predicates
@@ -102,7 +103,8 @@ class Masks(Predicates):
         with self._inlining(node):
             parameters = [self._parameter(p, node.readable, file_scope, scope, reading) for p in node.parameters]
             if not reading.packs:
-                layout = reading.layout = self.layout(node, scope, reading)
+                reading.layout = self.layout(node, scope, reading)
+                layout = reading.layout or layout
                 reading.q, reading.k = layout.place(Side.Q), layout.place(Side.K)
                 self.name_axes(node, scope, reading)
             reductions = {s.name.text for s in node.body if isinstance(s, syntax.Reduce)}
@@ -115,6 +117,7 @@ class Masks(Predicates):
         if sum(e.size for e in spec.exprs) > SIZE_LIMIT:
             self.report(TOO_LARGE.format("this mask"), node.name.span)
             raise LimitError
+        self._check_learned(spec)
         self._lints(node, spec, scope, reading)
         return spec
 
@@ -143,6 +146,21 @@ class Masks(Predicates):
             rows=reading.rows,
             span=node.span,
         )
+
+    def _check_learned(self, spec: MaskSpec) -> None:
+        """A learned input must be read where gradients flow."""
+        learned = [entry for entry in spec.inputs if entry.learned and not entry.constant]
+        if not learned:
+            return
+        reached = {table for expr in spec.exprs for table in tables_with_gradient(expr, spec.inputs)}
+        read = {table for expr in spec.exprs for table in tables(expr, spec.inputs)}
+        for entry in learned:
+            if entry.name in read - reached:
+                self.report(
+                    f"'{entry.name}' is learned, but decisions alone read it, and these pass on no gradient",
+                    entry.span,
+                    "a gate with a gradient is 'mass *= ...'; or drop 'learned'",
+                )
 
     def _lints(self, node: syntax.Mask, spec: MaskSpec, scope: Scope, reading: Reading) -> None:
         for warning in lint(spec, reading.statements):

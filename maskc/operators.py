@@ -63,7 +63,9 @@ class Operators(Names, ABC):
                 return None
             case Place():
                 if value.numberless is not None:
-                    self.report(value.numberless, span, "compare coordinates, for example 'q.x' and 'k.x'")
+                    self.report(
+                        value.numberless, reading.use or span, "compare coordinates, for example 'q.x' and 'k.x'"
+                    )
                     return None
                 return value.line
             case Table():
@@ -74,7 +76,7 @@ class Operators(Names, ABC):
                 return None
             case AxisName(last=None):
                 self.report(
-                    f"'{value.name}' is an axis, not a number",
+                    f"'{value.name}' is {'a part' if value.part else 'an axis'}, not a number",
                     span,
                     f"write 'q.{value.name}', 'k.{value.name}' or '{value.name}.size'",
                 )
@@ -96,8 +98,8 @@ class Operators(Names, ABC):
         """The part or axis that an expression names, if it is such a name."""
 
     @abstractmethod
-    def in_part(self, item: Value, part: AxisName, node: syntax.Expression, span: Span) -> Expr | None:
-        """`item in part`. node: where the part is named."""
+    def in_part(self, item: Value, part: AxisName, node: syntax.Comparison, reading: Reading) -> Expr | None:
+        """`item in part`."""
 
     # ---- operators
 
@@ -176,7 +178,7 @@ class Operators(Names, ABC):
         if len(node.comparators) == 1 and node.comparators[0].text.endswith("in"):
             part = self.part_named(node.operands[1], scope, reading)
             if part is not None:
-                found = self.in_part(self.value(node.operands[0], scope, reading), part, node.operands[1], node.span)
+                found = self.in_part(self.value(node.operands[0], scope, reading), part, node, reading)
                 negated = found is not None and node.comparators[0].text == "not in"
                 return self.made(node.span, typed.negation, found) if found is not None and negated else found
         operands: list[Expr | None] = []

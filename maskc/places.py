@@ -71,7 +71,7 @@ class Places(Operators):
             return Unknown()
         astray = strays(at, name, reading.facts)
         if astray:
-            self._report_stray(node, at, name, astray)
+            self._report_stray(node, at, name, astray, reading.use or node.span)
             return Unknown()
         return replace(value, span=node.span)
 
@@ -82,13 +82,13 @@ class Places(Operators):
             return Unknown()
         return replace(segment(at), span=node.span)
 
-    def _report_stray(self, node: syntax.Attribute, at: Place, name: str, astray: list[Part]) -> None:
+    def _report_stray(self, node: syntax.Attribute, at: Place, name: str, astray: list[Part], span: Span) -> None:
         owner = node.owner.span.text
         others = " or ".join(dict.fromkeys(f"'{part.name}'" for part in astray))
         home = next(str(cell.part.name) for cell in at.cells if name in cell.values)
         self.report(
             f"'{owner}' may lie in {others}, where it has no '{name}'",
-            node.span,
+            span,
             f"guard it: 'where({owner} in {home}, ..., ...)', '{owner} in {home} and ...', "
             f"or 'keep {owner} in {home}' above",
         )
@@ -113,27 +113,29 @@ class Places(Operators):
         if not isinstance(node, syntax.Name):
             return None
         found = scope.find(node.text) or named(reading.layout, node.text)
+        if found is None and reading.layout is None and scope.defined_later(node.text) is None:
+            return AxisName(node.text, None, part=True)  # a function that nobody calls may name the parts of any mask
         return found if isinstance(found, AxisName) and found.last is None else None
 
-    def in_part(self, item: Value, part: AxisName, node: syntax.Expression, span: Span) -> Expr | None:
-        """`item in part`. node: where the part is named."""
-        if isinstance(item, Unknown):
+    def in_part(self, item: Value, part: AxisName, node: syntax.Comparison, reading: Reading) -> Expr | None:
+        """`item in part`."""
+        if isinstance(item, Unknown) or reading.layout is None:
             return None
+        where = node.operands[1].span
         if not part.part:
-            self.report(
-                f"'{part.name}' is an axis, not a part", node.span, f"name a part: 'axes tokens: ({part.name})'"
-            )
+            example = f"name a part: 'axes tokens: ({part.name})'"
+            self.report(f"'{part.name}' is an axis, not a part", where, example)
             return None
         if not isinstance(item, Place):
-            self.report("only positions lie in parts", span, f"write 'q in {part.name}' or 'k in {part.name}'")
+            self.report("only positions lie in parts", node.span, f"write 'q in {part.name}' or 'k in {part.name}'")
             return None
         found = in_part(item, part.name)
         if found is None:
             names = list(dict.fromkeys(cell.part.name for cell in item.cells if cell.part.name is not None))
-            hint = f"its parts are {', '.join(names)}" if names else None
-            self.report(f"this position has no part '{part.name}'", node.span, hint)
+            parts = f"its parts are {', '.join(names)}" if names else None
+            self.report(f"'{node.operands[0].span.text}' has no part '{part.name}'", where, parts)
             return None
-        return replace(found, span=span)
+        return replace(found, span=node.span)
 
 
 def named(layout: Layout | None, name: str) -> AxisName | None:

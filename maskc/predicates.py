@@ -95,6 +95,8 @@ class Predicates(Reductions):
         """Puts a mask on the axes and parts of the one that uses it; False if they do not fit."""
         here = reading.layout or Layout()
         layout = Layout() if inside.packs else self.layout(used, inner, inside)
+        if layout is None:
+            return False
         if not self._has_names(used.name.text, layout, here, span) or not self._has_lines(used, layout, here, span):
             return False
         for side in Side:
@@ -131,10 +133,10 @@ class Predicates(Reductions):
     def _has_lines(self, used: syntax.Mask, layout: Layout, here: Layout, span: Span) -> bool:
         """Whether the lines of queries and keys are like those of the mask that uses this one."""
         name = used.name.text
-        packed_axes = any(isinstance(s, syntax.Packed) for s in used.body) and any(
-            isinstance(s, syntax.Axes) for s in used.body
-        )
-        if packed_axes:
+        words = {type(statement) for statement in used.body}
+        if syntax.Packed in words and (here.separate or here.border is not None):
+            self.report(f"mask '{name}' is packed: its documents lie on one shared line", span)
+        elif {syntax.Packed, syntax.Axes} <= words:
             self.report(f"mask '{name}' has a grid in every document and cannot be used as a predicate", span)
         elif layout.border is not None and layout.border != here.border:
             hint = "write the same border here"
@@ -153,6 +155,12 @@ class Predicates(Reductions):
         for part in parts:
             known = next((p for p in here if p.name == part.name), None)
             if part.name is None:
+                strange = [axis for axis in part.axes if all(axis not in p.axes for p in here)]
+                if strange:
+                    self.report(
+                        f"mask '{name}' reads '{strange[0]}' of queries and keys; here one of them has none", span
+                    )
+                    return False
                 continue
             if known is None or known.axes != part.axes:
                 shape = f"({', '.join(part.axes)})" if part.axes else str(part.size)

@@ -65,8 +65,21 @@ class Reductions(Normalizers):
         known = [slot for slot in slots if slot is not None]
         if value is None or len(known) < len(slots):
             return None
+        if self._is_of_all_pairs(node, reading):
+            return None
         dims, indices = tuple(dim for dim, _ in known), tuple(index for _, index in known)
         return Reduction(node.name.text, dims, indices, op, value, node.output, span=node.span)
+
+    def _is_of_all_pairs(self, node: syntax.Reduce, reading: Reading) -> bool:
+        """Reports a table with an entry for every pair."""
+        axes = reading.axes or ()
+        written = {expression_text(slot.index.span) for slot in node.slots if slot.size is None}
+        for side in ("q", "k"):
+            if side not in written and not (axes and {f"{side}.{axis}" for axis in axes} <= written):
+                return False
+        hint = "gather blocks: '[q // 64, k // 64]', or look at a few pairs with 'maskc show --tokens'"
+        self.report(f"'{node.name.text}' would have an entry for every pair: as large as all weights", node.span, hint)
+        return True
 
     def _reduction(self, node: syntax.Expression) -> tuple[ReduceOp, syntax.Expression | None] | None:
         """The operation of a reduction and what it joins."""
