@@ -138,6 +138,13 @@ def whole(expr: Expr, sizes: Sizes) -> int:
     return int(_value_of(expr, sizes).value)
 
 
+def with_step(body: Expr, index: Bound, step: int) -> Expr:
+    """The body of a fold at one value of its index."""
+    if body == index:
+        return Literal(Type.INT, step)
+    return rebuild(body, lambda child: with_step(child, index, step))
+
+
 def tables_read(expr: Expr) -> frozenset[str]:
     """The tables (inputs and reductions) whose entries, rows or vectors an expression reads."""
     found: set[str] = set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from maskc.evaluate import constants
+from maskc.evaluate import constants, with_step
 from maskc.shift import along, growth
 from maskc.spec import (
     Binary,
@@ -235,7 +235,7 @@ def _unrolled(expr: Expr, sizes: Sizes) -> Expr:
         steps = int(node.count.value)
         if steps > _STEPS or steps * node.body.size > _WRITTEN:
             return node
-        bodies = [_with_step(node.body, node.index, step) for step in range(steps)]
+        bodies = [with_step(node.body, node.index, step) for step in range(steps)]
         match node.op:
             case FoldOp.ANY:
                 return _joined(BinaryOp.OR, bodies)
@@ -248,13 +248,6 @@ def _unrolled(expr: Expr, sizes: Sizes) -> Expr:
                 return total
 
     return constants(visit(expr), sizes)
-
-
-def _with_step(body: Expr, index: Bound, step: int) -> Expr:
-    """The body of a fold at one value of its index."""
-    if body == index:
-        return Literal(Type.INT, step)
-    return rebuild(body, lambda child: _with_step(child, index, step))
 
 
 def _on_line(expr: Expr, sizes: Sizes) -> Expr:

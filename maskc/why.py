@@ -4,7 +4,7 @@ In: the plan of a call and one pair. Out: an `Answer`, which prints itself. A cl
 language does: of `and` the first operand that is false decides, of `or` the first that is true, else all of them do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.diagnostics import Diagnostic, MaskInputError, Span
-from maskc.evaluate import Pairs, coordinate, evaluate
+from maskc.evaluate import Pairs, evaluate, rows_at, whole, with_step
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
 from maskc.grammar.parser import recover
@@ -21,24 +21,34 @@ from maskc.plan import BlockPlan, TileRuns
 from maskc.spec import (
     Binary,
     BinaryOp,
+    Bucket,
     Cast,
     Expr,
+    Fold,
+    FoldOp,
+    Index,
     Literal,
     MaskSpec,
+    Member,
     Read,
+    Row,
     Scalar,
     Select,
     Side,
     Sizes,
+    Type,
     Unary,
     UnaryOp,
     children,
     render,
 )
+from maskc.whereabouts import whereabouts
 
 Inputs = Mapping[str, NDArray[Any]]
 
 _COMPARISONS = (BinaryOp.LT, BinaryOp.LE, BinaryOp.GT, BinaryOp.GE, BinaryOp.EQ, BinaryOp.NE)
+_SHOWN = 8
+"""Entries of a row that are shown."""
 _CLASSES = {Truth.ALWAYS: "full", Truth.DEPENDS: "partial", Truth.NEVER: "empty"}
 
 
@@ -54,14 +64,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Reason:
-    """A condition that decides a clause, its truth, and the values of what it compares or looks up.
+    """A condition that decides a clause, its truth, and the values of what it compares or looks up, rows as texts.
 
     text: as it is written; `line` and `file` where, if that is not in the clause itself.
     """
 
     text: str
     holds: bool
-    values: tuple[tuple[str, Scalar], ...]
+    values: tuple[tuple[str, Scalar | str], ...]
     file: str | None = None
     line: int | None = None
 
@@ -107,10 +117,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether a pair is kept, what every clause says of it, and its tile."""
+    """Whether a pair is kept, what every clause says of it, and its tile. described: the pair in words."""
 
-    sizes: Sizes
     pair: Pair
+    described: str
     verdicts: tuple[Verdict, ...]
     tile: Tile
 
@@ -120,7 +130,7 @@ class Answer:
         return all(verdict.holds for verdict in self.verdicts)
 
     def __str__(self) -> str:
-        lines = [f"{_described(self.pair, self.sizes)}: {'kept' if self.kept else 'dropped'}"]
+        lines = [f"{self.described}: {'kept' if self.kept else 'dropped'}"]
         if not self.verdicts:
             lines.append("the mask has no 'keep' line: every pair is kept")
         lines += [str(verdict) for verdict in self.verdicts if verdict.holds == self.kept]
@@ -128,14 +138,16 @@ class Answer:
 
 
 def why(plan: BlockPlan, pair: Pair, inputs: Inputs | None = None) -> Answer:
-    """What decides a pair of the plan's call. Raises MaskInputError for a pair that the call does not have."""
+    """What decides a pair of the plan's call. inputs: all tables.
+
+    Raises MaskInputError for a pair that the call does not have.
+    """
     given = {} if inputs is None else inputs
     _check_pair(plan.sizes, pair, given)
-    reader = _Reader(plan.sizes, pair, given)
+    reader = _Reader(plan, pair, given)
     clauses = zip(plan.spec.clauses, _keep_spans(plan.spec), strict=True)
-    return Answer(
-        plan.sizes, pair, tuple(reader.verdict(clause, span) for clause, span in clauses), _tile(plan, pair, given)
-    )
+    verdicts = tuple(reader.verdict(clause, span) for clause, span in clauses)
+    return Answer(pair, _described(plan, pair, given), verdicts, _tile(plan, pair, given))
 
 
 def _check_pair(sizes: Sizes, pair: Pair, inputs: Inputs) -> None:
@@ -157,30 +169,31 @@ def _offset(sizes: Sizes, inputs: Inputs, side: Side, batch: int) -> int:
 
 
 def _keep_spans(spec: MaskSpec) -> list[Span | None]:
-    """Where the expressions behind `keep` stand; the clauses themselves know where an inlined function or let does."""
+    """Where the expressions behind `keep` stand, and `packed` lines, which are clauses, too; the clauses themselves
+    know where an inlined function or let does.
+    """
     start = spec.span
     if start is None:
         return [clause.span for clause in spec.clauses]
     masks = (item for item in recover(start.source)[0].items if isinstance(item, syntax.Mask))
     mask = next(item for item in masks if item.span.start == start.start)
-    return [statement.value.span for statement in mask.body if isinstance(statement, syntax.Keep)]
+    stated = (s for s in mask.body if isinstance(s, syntax.Keep | syntax.Packed))
+    return [s.value.span if isinstance(s, syntax.Keep) else s.span for s in stated]
 
 
-def _described(pair: Pair, sizes: Sizes) -> str:
-    """The pair with its coordinates; head and batch row where there are several."""
-    words = [f"query {pair.q}{_coordinates(pair.q, sizes)}", f"key {pair.k}{_coordinates(pair.k, sizes)}"]
+def _described(plan: BlockPlan, pair: Pair, inputs: Inputs) -> str:
+    """The pair and where its tokens lie; head and batch row where there are several."""
+    sizes = plan.sizes
+    words = [
+        f"{token} {position}{whereabouts(plan.spec, sizes, side, position, pair.batch, inputs)}"
+        for token, side, position in (("query", Side.Q, pair.q), ("key", Side.K, pair.k))
+    ]
     if sizes.heads > 1:
         group = sizes.heads // sizes.kv_heads
         words.append(f"head {pair.head}" + (f" (KV head {pair.head // group})" if group > 1 else ""))
     if sizes.batch > 1:
         words.append(f"batch row {pair.batch}")
     return ", ".join(words)
-
-
-def _coordinates(position: int, sizes: Sizes) -> str:
-    if not sizes.axes:
-        return ""
-    return f" ({', '.join(f'{axis} = {coordinate(position, axis, sizes)}' for axis, _ in sizes.axes)})"
 
 
 def _tile(plan: BlockPlan, pair: Pair, inputs: Inputs) -> Tile:
@@ -218,9 +231,11 @@ def _in_runs(runs: TileRuns, map_: int, row: int, tile: int) -> bool:
 class _Reader:
     """Reads clauses at one pair."""
 
-    def __init__(self, sizes: Sizes, pair: Pair, inputs: Inputs) -> None:
+    def __init__(self, plan: BlockPlan, pair: Pair, inputs: Inputs) -> None:
+        self.given = {entry.name for entry in plan.spec.given}
+        self.packed = plan.spec.packed
         batch, head, q, k = (np.asarray(i, np.int64) for i in (pair.batch, pair.head, pair.q, pair.k))
-        self.pairs = Pairs(np, sizes, inputs, batch, head, q, k)
+        self.pairs = Pairs(np, plan.sizes, inputs, batch, head, q, k)
 
     def value(self, expr: Expr) -> Scalar:
         """The value of an expression."""
@@ -229,8 +244,20 @@ class _Reader:
 
     def verdict(self, clause: Expr, span: Span | None) -> Verdict:
         """What a clause says, and the conditions that decide it, each once."""
+        if isinstance(clause, Binary) and self._is_packed(clause.left) and self._is_packed(clause.right):
+            holds = bool(self.value(clause))
+            documents = tuple((f"that of {s}", self.value(d)) for s, d in (("q", clause.left), ("k", clause.right)))
+            return Verdict(clause, span, holds, (Reason("one document", holds, documents),))
         reasons = dict.fromkeys(self._reason(condition, span) for condition in self._deciding(clause))
         return Verdict(clause, span, bool(self.value(clause)), tuple(reasons))
+
+    def _is_packed(self, expr: Expr) -> bool:
+        """Whether an expression is the number of a packed document."""
+        match expr:
+            case Binary(op=BinaryOp.SUB, left=Bucket(row=Row(input=table)), right=Literal(value=1)):
+                return table == self.packed
+            case _:
+                return False
 
     def _deciding(self, expr: Expr) -> Iterator[Expr]:
         """The conditions inside a boolean that make it what it is."""
@@ -251,9 +278,62 @@ class _Reader:
 
     def _reason(self, condition: Expr, clause: Span | None) -> Reason:
         text = _text(condition)
-        parts = ((_text(part), self.value(part)) for part in _parts(condition) if not isinstance(part, Literal))
-        values = tuple(dict.fromkeys(part for part in parts if part[0] != text))
+        values = tuple(dict.fromkeys(part for part in self._values(condition) if part[0] != text))
         return Reason(text, bool(self.value(condition)), values, *_elsewhere(condition.span, clause))
+
+    def _values(self, condition: Expr) -> Iterator[tuple[str, Scalar | str]]:
+        """What a condition compares, the entries and rows that it reads, and the places that it works out for that."""
+        looked_up: tuple[Expr, ...] = ()
+        match condition:
+            case Read(input=table) | Bucket(row=Row(input=table)) if table == self.packed:
+                return  # what `packed` made of a position
+            case Fold():
+                yield from self._step_values(condition)
+                return
+            case Binary() if condition.op in _COMPARISONS:
+                yield from self._shown((condition.left, condition.right))
+            case Member():
+                yield from self._shown((condition.item,))
+                yield from self._row(condition.row, Type.INT)
+                looked_up = condition.row.indices
+            case Bucket():
+                yield from self._shown((condition, condition.item))
+                yield from self._row(condition.row, condition.item.type)
+                looked_up = condition.row.indices
+            case Read():
+                yield from self._shown((condition,))
+                looked_up = condition.indices
+            case _:
+                pass
+        yield from self._shown(i for i in map(_uncast, looked_up) if children(i) and not _text(i).isidentifier())
+        for child in children(condition):
+            yield from self._values(child)
+
+    def _shown(self, parts: Iterable[Expr]) -> Iterator[tuple[str, Scalar]]:
+        return ((_text(p), self.value(p)) for p in map(_uncast, parts) if not isinstance(p, Literal))
+
+    def _row(self, row: Row, type_: Type) -> Iterator[tuple[str, str]]:
+        """A row that an input holds, with its first entries; one that is written in the spec is seen there."""
+        if row.input not in self.given:
+            return
+        entries, exists = rows_at(row, type_, self.pairs)
+        written = [_text(i) for i in row.indices if not isinstance(i, Index)]
+        first = ", ".join(str(entry) for entry in entries[:_SHOWN].reshape(-1).tolist())
+        more = ", ..." if len(entries) > _SHOWN else ""
+        name = f"{row.input}[{', '.join(written)}]" if written else row.input
+        yield name, f"[{first}{more}]" if exists.all() else "no row"
+
+    def _step_values(self, fold: Fold) -> Iterator[tuple[str, Scalar | str]]:
+        """The values at the step that decides a fold; none where all of them do."""
+        if fold.op is FoldOp.SUM:
+            return
+        ends = fold.op is FoldOp.ANY
+        for step in range(whole(fold.count, self.pairs.sizes)):
+            body = with_step(fold.body, fold.index, step)
+            if bool(self.value(body)) == ends:
+                yield fold.index.name, step
+                yield from self._values(body)
+                return
 
 
 def _operands(expr: Binary) -> list[Expr]:
@@ -267,21 +347,7 @@ def _operands(expr: Binary) -> list[Expr]:
 
 def _is_written_out(expr: Binary) -> bool:
     """Whether the operands have texts of their own; those that `in` stands for have not."""
-    return expr.span is None or any(operand.span != expr.span for operand in _operands(expr))
-
-
-def _parts(condition: Expr) -> Iterator[Expr]:
-    """What a condition compares, the entries that it reads, and the places that it works out to read them."""
-    match condition:
-        case Binary() if condition.op in _COMPARISONS:
-            yield from map(_uncast, (condition.left, condition.right))
-        case Read():
-            yield condition
-            yield from (i for i in map(_uncast, condition.indices) if children(i) and not _text(i).isidentifier())
-        case _:
-            pass
-    for child in children(condition):
-        yield from _parts(child)
+    return expr.span is None or any(operand.span not in (None, expr.span) for operand in _operands(expr))
 
 
 def _uncast(expr: Expr) -> Expr:

@@ -127,9 +127,10 @@ TABLE: dict[str, set[str]] = {
         "maskc.runtime",
         "numpy",
     },
+    "maskc.whereabouts": {"maskc.spec", "maskc.evaluate", "numpy"},
     "maskc.why": {
         *("maskc.diagnostics", "maskc.grammar", "maskc.spec"),
-        *("maskc.evaluate", "maskc.interval", "maskc.plan", "numpy"),
+        *("maskc.evaluate", "maskc.interval", "maskc.plan", "maskc.whereabouts", "numpy"),
     },
     "maskc.picture": {"maskc.plan", "numpy"},
     "maskc.options": {
