@@ -167,8 +167,8 @@ class Predicates(Reductions):
                 self.report(f"part '{part.name}' of mask '{name}' is {shape}; here it is not", span)
                 return False
             if part.size is not None and known.size is not None and part.size != known.size:
-                same = typed.comparison(BinaryOp.EQ, part.size, known.size, span)
-                reading.claims.append(Claim(same, False, span=span))
+                same = Claim(typed.comparison(BinaryOp.EQ, part.size, known.size, span), False, span=span)
+                reading.claims += [same] if same not in reading.claims else []
         return True
 
     def _given_place(self, side: Side, layout: Layout, arguments: Scope, name: str, reading: Reading) -> Place | None:
