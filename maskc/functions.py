@@ -144,10 +144,10 @@ class Functions(Subscripts):
         if item is None or found is None:
             return None
         table = found[0]
-        if table.source is None and not table.sorted:
+        made = self.made(where, rows.bucket, item, *found)
+        if made is not None and table.source is None and not table.sorted:
             hint = f"say so: 'input {table.name}: ... sorted'"
             self.warn(f"'bucket' needs ascending rows, and '{table.name}' is not said to have them", where, hint)
-        made = self.made(where, rows.bucket, item, *found)
         return None if made is None else replace(made, span=node.span)
 
     # ---- folds
@@ -158,8 +158,12 @@ class Functions(Subscripts):
             case (syntax.Comprehension() as loop,):
                 pass
             case _:
-                over_pairs = "; over pairs: 'reduce NAME[...] = sum(...)'" if op is FoldOp.SUM else ""
-                hint = f"write '{op.value}(... for i in range(n))'{over_pairs}"
+                instead = {
+                    FoldOp.ANY: "; 'x in row' asks whether a row holds x",
+                    FoldOp.ALL: "",
+                    FoldOp.SUM: "; over pairs: 'reduce NAME[...] = sum(...)'",
+                }
+                hint = f"write '{op.value}(... for i in range(n))'{instead[op]}"
                 self.report(f"'{op.value}' needs a range to run over", node.span, hint)
                 return None
         limits = self._limits(loop.iterable, scope, reading)

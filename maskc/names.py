@@ -4,7 +4,7 @@ from maskc.diagnostics import did_you_mean
 from maskc.grammar import syntax
 from maskc.reports import Reports
 from maskc.scope import Reading, Scope, Value
-from maskc.words import BUILTINS, HABITS, MODULES, OPTION_HINTS, OPTIONS, PRELUDE, REDUCTIONS
+from maskc.words import ADVICE, BUILTINS, HABITS, MODULES, OPTION_HINTS, OPTIONS, PRELUDE, REDUCTIONS
 
 
 class Names(Reports):
@@ -38,7 +38,7 @@ class Names(Reports):
             self.report(f"'{name}' can only stand behind 'reduce' and 'output'", node.span, hint)
         elif not self.report_later(node, scope):
             what = "function" if called else "name"
-            self.report(f"unknown {what} '{name}'", node.span, self.suggestion(name, scope, reading))
+            self.report(f"unknown {what} '{name}'", node.span, self.suggestion(name, scope, reading, called))
 
     def report_later(self, node: syntax.Name, scope: Scope) -> bool:
         """Reports a name that is read above the line that defines it; False if there is no such line."""
@@ -48,13 +48,16 @@ class Names(Reports):
             self.report(f"'{node.text}' is read above line {line}, which defines it", node.span)
         return later is not None
 
-    def suggestion(self, name: str, scope: Scope, reading: Reading) -> str | None:
+    def suggestion(self, name: str, scope: Scope, reading: Reading, called: bool = False) -> str | None:
         """What may have been meant by a name."""
         if name in MODULES:
             return "there are no modules; write 'where(...)', 'abs(...)', 'exp(...)' by their bare names"
         if name in HABITS:
             instead = HABITS[name]
             return f"did you mean '{instead}'?" if instead.isidentifier() else f"write '{instead}'"
+        if name in ADVICE:
+            return ADVICE[name]
         parts = () if reading.layout is None else reading.layout.part_names
-        known = [*PRELUDE, *BUILTINS, *(reading.axes or ()), *parts, *reading.free, *scope.visible()]
+        values = () if called else (*PRELUDE, *(reading.axes or ()), *parts, *reading.free)
+        known = [*values, *BUILTINS, *scope.visible()]
         return did_you_mean(name, known) if len(name) > 1 else None

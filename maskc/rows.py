@@ -66,17 +66,16 @@ def entry(table: InputSpec, written: Sequence[Expr], at: At, span: Span | None) 
 
 
 def row(table: InputSpec, written: Sequence[Expr], at: At, span: Span | None) -> Row:
-    """A table with its last dim open and every other one given."""
-    name = label(table)
-    filled = leading(table)
+    """A table with its last dim open and every other one given.
+
+    Of an index too many it is not plain whether it is one of a leading dim, as in `route[head, q]`, or makes an entry,
+    as in `route[q, 0]`. It is the former where it reads `batch`, `head` or `kv_head`.
+    """
+    name, filled = label(table), leading(table)
     if len(filled) == len(table.dims):
         message = f"{name} has one entry per {filled[-1].text}" if filled else f"{name} is a number"
         raise OperandError(f"{message}, not a row", span)
     missing = len(table.dims) - 1 - len(written)
-    if missing == -1:
-        raise OperandError(
-            f"this is an entry of {name}, not a row", span, f"leave out the index of its last dim, '{_last(table)}'"
-        )
     if missing > len(filled):
         needed = len(table.dims) - 1 - len(filled)
         raise OperandError(
@@ -84,6 +83,11 @@ def row(table: InputSpec, written: Sequence[Expr], at: At, span: Span | None) ->
             span,
             _example(table, table.dims[len(filled) : -1]),
         )
+    if -1 <= missing < len(filled):
+        counted = written[: len(filled) - missing]
+        if missing == -1 or not all(Index in index.kinds for index in counted):
+            hint = _example(table, table.dims[len(filled) : -1], "a row is")
+            raise OperandError(f"this is an entry of {name}, not a row", span, hint)
     return Row(table.name, _filled(table, written, missing, at, span))
 
 
@@ -180,7 +184,7 @@ def _as(entry: Literal, kind: Type) -> Scalar:
     return converted.value
 
 
-def prefix_sums(table: InputSpec, dim: str, span: Span | None, dim_span: Span | None) -> InputSpec:
+def prefix_sums(table: InputSpec, dim: str, dim_span: Span | None, span: Span | None) -> InputSpec:
     """`cumsum(table, dim)`: a table without a name, of ints where the entries are ints or booleans."""
     if isinstance(table.source, Values):
         hint = "write its sums: [1, 4, 16] sums up to [1, 5, 21]"
@@ -272,17 +276,14 @@ def _dims(table: InputSpec) -> str:
     return ", ".join(d.text for d in table.dims)
 
 
-def _last(table: InputSpec) -> str:
-    return table.dims[-1].text
-
-
 def _indices(count: int) -> str:
     return "1 index" if count == 1 else f"{count} indices"
 
 
-def _example(table: InputSpec, dims: Sequence[Dim]) -> str:
+def _example(table: InputSpec, dims: Sequence[Dim], words: str = "for example") -> str | None:
     """How to write indices for some dims, as a hint."""
-    return f"for example '{table.name or 'table'}[{', '.join(map(_example_index, dims))}]'"
+    indices = f"[{', '.join(map(_example_index, dims))}]" if dims else ""
+    return f"{words} '{table.name}{indices}'" if table.name else None
 
 
 def _example_index(dim: Dim) -> str:

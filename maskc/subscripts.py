@@ -14,7 +14,7 @@ from maskc.grammar import syntax
 from maskc.layout import Layout, Place, entry
 from maskc.places import Places
 from maskc.scope import AxisName, FunctionValue, Reading, Scope, Table, Unknown, Value
-from maskc.spec import Dim, Expr, InputSpec, Literal, Node, PrefixSum, Row, Token, Type, Vector
+from maskc.spec import Dim, Expr, InputSpec, Literal, Node, PrefixSum, Read, Row, Token, Type, Vector
 from maskc.typed import OperandError
 
 _Shape = tuple[int, ...]
@@ -64,18 +64,17 @@ class Subscripts(Places):
 
     def entry(self, table: Table, span: Span, reading: Reading) -> Expr | None:
         """A table as a number: one entry of it."""
-        found = self._brought(table.input, reading)
-        return self.made(table.span or span, rows.entry, found, table.written, self._at(reading))
+        made = self.made(table.span or span, rows.entry, table.input, table.written, self._at(reading))
+        return replace(made, input=self._brought(table.input, reading).name) if isinstance(made, Read) else None
 
     def row(self, value: Value, span: Span, reading: Reading) -> tuple[InputSpec, Row] | None:
         """A value as a row, and the table that it is a row of."""
         match value:
             case Unknown():
                 return None
-            case Table():
-                table = self._brought(value.input, reading)
-                made = self.tried(table.span or span, rows.row, table, value.written, self._at(reading))
-                return None if made is None else (table, made)
+            case Table(input=table):
+                made = self.tried(value.span or span, rows.row, table, value.written, self._at(reading))
+                return None if made is None else (table, replace(made, input=self._brought(table, reading).name))
             case _:
                 self.report(f"this is {_what(value)}, not a row", span)
                 return None
@@ -208,7 +207,7 @@ def _shape(node: syntax.List, leaves: list[syntax.Expression], depth: int) -> _S
             raise OperandError("a table holds either numbers or rows", item.span)
         if shape != first:
             message = f"the rows of a table have one shape; this one has {_entries(shape)}, the first {_entries(first)}"
-            raise OperandError(message, item.span)
+            raise OperandError(message, item.span, "fill up the shorter ones")
     assert first is not None
     if len(leaves) > rows.ENTRIES_LIMIT:
         raise OperandError(

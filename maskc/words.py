@@ -31,21 +31,24 @@ PARAMETER_NAMES = frozenset((PRELUDE - {"inf"}) | OPTIONS)  # names that paramet
 
 # Words of other languages and libraries, and what they are here.
 HABITS = {
-    "q_idx": "q",
-    "kv_idx": "k",
-    "k_idx": "k",
-    "i": "q",
-    "j": "k",
-    "b": "batch",
-    "h": "head",
+    **dict.fromkeys(("q_idx", "q_index", "query_idx", "i"), "q"),
+    **dict.fromkeys(("kv_idx", "k_idx", "kv_index", "key_idx", "j"), "k"),
+    **dict.fromkeys(("b", "batch_idx"), "batch"),
+    **dict.fromkeys(("h", "head_idx", "q_head"), "head"),
+    **dict.fromkeys(("seq_len", "seqlen", "seqlen_q"), "q_len"),
+    **dict.fromkeys(("kv_len", "seqlen_k", "seqlen_kv"), "k_len"),
+    **dict.fromkeys(("scores", "logits", "attn_score"), "score"),
+    **dict.fromkeys(("weights", "probs", "attn_weights"), "weight"),
+    **dict.fromkeys(("queries", "query_vector"), "query"),
+    **dict.fromkeys(("keys", "key_vector"), "key"),
+    "num_heads": "heads",
     "true": "True",
     "false": "False",
     "infinity": "inf",
-    "seq_len": "q_len",
-    "seqlen": "q_len",
-    "kv_len": "k_len",
-    "num_heads": "heads",
     "pow": "**",
+    "mod": "%",
+    "fmod": "%",
+    "remainder": "%",
     "sign": "where(x > 0, 1, where(x < 0, -1, 0))",
     "int": "floor(x), ceil(x) or round(x)",
     "float": "1.0 * x",
@@ -53,6 +56,38 @@ HABITS = {
     "logical_and": "and",
     "logical_or": "or",
     "logical_not": "not",
+    "logical_xor": "!=",
+    "minimum": "min",
+    "maximum": "max",
+    "amin": "min",
+    "amax": "max",
+    "isin": "x in row",
+    **dict.fromkeys(("searchsorted", "bucketize", "digitize"), "bucket"),
+    **dict.fromkeys(("matmul", "einsum", "inner", "vdot"), "dot"),
+    **dict.fromkeys(("random", "uniform", "randint"), "rand"),
+    "dropout": "weight *= where(rand(seed, head, q, k) < p, 0, 1 / (1 - p))",
+    "tril": "keep k <= q",
+    "triu": "keep k >= q",
+}
+SIZES_HINT = "sizes have names: 'q_len', 'k_len', 'y.size', or the name of the dim"
+ADVICE = {
+    "len": SIZES_HINT,
+    "softmax": "scores become weights by softmax unless a line 'normalize ...' says otherwise",
+    "head_dim": "'scale' is 1 / sqrt of it",
+    "None": "there is no such value; write a number",
+}
+# What follows a dot in other languages, and what to write here.
+_GATHERED = "write '{0}(... for i in range(n))'; over pairs 'reduce NAME[...] = {0}(...)'"
+ATTRIBUTES = {
+    **dict.fromkeys(("shape", "size", "numel"), SIZES_HINT),
+    **{name: f"write '{name}(...)'" for name in FUNCTIONS},
+    **{name: _GATHERED.format(name) for name in ("sum", "any", "all")},
+    **{name: f"over pairs: 'reduce NAME[...] = {name}(...)'" for name in ("mean", "max", "min", "logsumexp")},
+    **dict.fromkeys(("float", "int", "long", "bool", "to", "double"), "numbers convert by themselves"),
+    **dict.fromkeys(("masked_fill", "masked_fill_"), "write 'keep', or 'score = where(..., score, ...)'"),
+    "cumsum": "write 'cumsum(table, dim)'",
+    "clamp": "write 'clamp(x, low, high)'",
+    "T": "write the indices in the other order",
 }
 OPTION_HINTS = dict.fromkeys(("q_offset", "k_offset"), "'q' and 'k' begin at their offsets already")
 MODULES = {"torch", "np", "numpy", "math", "jnp", "tl", "F"}
