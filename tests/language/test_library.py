@@ -617,6 +617,27 @@ def test_kerple() -> None:
     np.testing.assert_allclose(found, -r1[:, None, None] * d ** r2[:, None, None], rtol=1e-12)
 
 
+def test_cosine() -> None:
+    x = np.concatenate([np.linspace(-20, 20, 997), [0.0, np.pi, -np.pi, np.pi / 2, 1e4, -12345.678, 1e6]])
+    spec = load("mask m:\n    input x: float[q]\n    score = cosine(x[q])\n")
+    sizes = resolve(spec, q_len=len(x), k_len=len(x), given={})
+    zero = np.zeros((), np.int64)
+    found = evaluate(spec.score, Pairs(np, sizes, {"x": x}, zero, zero, np.arange(len(x)), zero))
+    np.testing.assert_allclose(found, np.cos(x), atol=1e-9)
+    np.testing.assert_allclose(found[abs(x) < 100], np.cos(x[abs(x) < 100]), atol=1e-13)
+
+
+@pytest.mark.parametrize(("dims", "heads"), [(128, 12), (8, 1), (2, 3)])
+def test_sandwich(dims: int, heads: int) -> None:
+    """Products of sinusoidal embeddings, each head's over its compression ratio, as in the paper's listing."""
+    frequency = 1e4 ** (-2 * np.arange(dims // 2) / dims)
+    angle = np.arange(40)[:, None] * frequency
+    embedding = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+    ratio = np.arange(1, heads + 1) * 8 / heads
+    found = scores(f"sandwich(q - k, {dims}, head, heads)", (40,), heads)
+    np.testing.assert_allclose(found, embedding @ embedding.T / ratio[:, None, None], atol=1e-12)
+
+
 def test_retention() -> None:
     """RetNet: gamma = 1 - 2 ** (-5 - arange(heads)), D[n, m] = gamma ** (n - m)."""
     gamma = 1 - 2 ** (-5 - np.arange(6, dtype=np.float64))
