@@ -79,7 +79,9 @@ def axis_sizes(
     """
     open_ = open_axis(spec)
     if open_ is not None and open_ in given:
-        raise MaskInputError(f"axis '{open_}' of mask '{spec.name}' has a size of its own in every document; leave it")
+        raise MaskInputError(
+            f"axis '{open_}' of mask '{spec.name}' has a size of its own in every document; leave it out"
+        )
     names = [name for name in spec.axis_names if name != open_]
     known = dict(given)
     lines = [*_key_lines(spec, sizes, key_parts), *_lines(spec, sizes)]

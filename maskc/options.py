@@ -4,6 +4,7 @@ What the command line itself gets wrong raises `UsageError` (exit status 2); wha
 `MaskError` (exit status 1).
 """
 
+import json
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Collection, Mapping
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from maskc import promises
 from maskc.diagnostics import Diagnostic, MaskInputError, did_you_mean
-from maskc.grids import grid_length
+from maskc.grids import grid_length, open_axis
 from maskc.prologue import bind, complete
 from maskc.samples import draw, free_extents
 from maskc.shapes import check_shapes
@@ -180,24 +181,41 @@ def call_lengths(spec: MaskSpec, arguments: Namespace, given: Mapping[str, Scala
         if length is None:
             length = grid_length(spec, side, arguments.grid, parameters(spec, given))
         if length is None:
-            raise UsageError("no size: give --seq N" + (f" or --grid {_example_grid(spec)}" if spec.axis_names else ""))
+            raise UsageError(f"no size: give --seq N{_example_grid(spec)}")
         lengths.append(length)
     return lengths[0], lengths[1]
 
 
 def _example_grid(spec: MaskSpec) -> str:
-    return ",".join(f"{axis}=64" for axis in spec.axis_names)
+    """What else says how long a call is, or how long a packed one is not."""
+    own = open_axis(spec)
+    axes = ",".join(f"{axis}=64" for axis in spec.axis_names if axis != own)
+    return f" {'or' if spec.packed is None else 'and'} --grid {axes}" if axes else ""
 
 
-def read_input(wanted: InputSpec, path: str) -> Array:
-    """An array of the type that the spec asks for, from an .npy file."""
+def read_input(wanted: InputSpec, text: str) -> Array:
+    """An array of the type that the spec asks for: from an .npy file, or written out as `[[0, 0, 1]]`."""
+    array = _written(wanted, text) if text.startswith("[") else _loaded(wanted, text)
+    kinds = {Type.BOOL: "b", Type.INT: "iu", Type.FLOAT: "f"}
+    if array.dtype.kind not in kinds[wanted.type]:
+        raise MaskInputError(f"input {wanted.name!r} is of type {wanted.type.value}, but {text} holds {array.dtype}")
+    return array.astype(np.int64) if wanted.type is Type.INT else array
+
+
+def _written(wanted: InputSpec, text: str) -> Array:
+    try:
+        array = np.array(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        reason = f"expected rows of equal length, as in [[0, 1], [2, 3]]: {error}"
+        raise MaskInputError(f"--input {wanted.name}={text}: {reason}") from None
+    return array.astype(np.float64) if wanted.type is Type.FLOAT and array.dtype.kind in "iu" else array
+
+
+def _loaded(wanted: InputSpec, path: str) -> Array:
     try:
         array = np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MaskInputError(f"--input {wanted.name}={path}: cannot be read as an .npy file: {error}") from None
     if not isinstance(array, np.ndarray):
         raise MaskInputError(f"--input {wanted.name}={path}: expected one array in an .npy file, got an archive")
-    kinds = {Type.BOOL: "b", Type.INT: "iu", Type.FLOAT: "f"}
-    if array.dtype.kind not in kinds[wanted.type]:
-        raise MaskInputError(f"input {wanted.name!r} is of type {wanted.type.value}, but {path} holds {array.dtype}")
-    return array.astype(np.int64) if wanted.type is Type.INT else array
+    return array

@@ -58,7 +58,7 @@ def held(spec: MaskSpec) -> dict[str, Array]:
 def values_of(entry: InputSpec) -> Array:
     """The contents of a table that the spec holds; not to be written to."""
     assert isinstance(entry.source, Values)
-    array = np.array(entry.source.entries, _DTYPES[entry.type]).reshape(entry.source.shape)
+    array: Array = np.array(entry.source.entries, _DTYPES[entry.type]).reshape(entry.source.shape)
     array.flags.writeable = False
     return array
 

@@ -23,8 +23,7 @@ def check(spec: MaskSpec, sizes: Sizes, tables: Mapping[str, Array]) -> None:
     """Raises MaskInputError with the first entry that breaks a promise. tables: by name, offsets that are tensors among
     them; those that are not there are not looked at.
     """
-    names = [name for name in ("q_offset", "k_offset") if name in tables and sizes.batch]
-    latest = replace(sizes, **{name: int(tables[name].max()) for name in names})
+    latest = _latest(sizes, tables)
     for entry in spec.inputs:
         if entry.name not in tables or isinstance(entry.source, PrefixSum):
             continue
@@ -35,6 +34,16 @@ def check(spec: MaskSpec, sizes: Sizes, tables: Mapping[str, Array]) -> None:
             _check_ascending(entry, table)
         if entry.name == spec.packed:
             _check_starts(entry, table, line_length(spec, latest))
+
+
+def _latest(sizes: Sizes, tables: Mapping[str, Array]) -> Sizes:
+    """The sizes with offsets that are tensors at their largest, as bounds and lengths are meant."""
+    known = {name: int(tables[name].max()) for name in ("q_offset", "k_offset") if name in tables and sizes.batch}
+    return replace(
+        sizes,
+        q_offset=known.get("q_offset", sizes.q_offset),
+        k_offset=known.get("k_offset", sizes.k_offset),
+    )
 
 
 def _check_range(entry: InputSpec, table: Array, below: int) -> None:

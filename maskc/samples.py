@@ -53,7 +53,7 @@ def draw(spec: MaskSpec, sizes: Sizes, generator: np.random.Generator) -> dict[s
     packed documents do; starts of documents begin at 0. Floats are normal, or lie in [0, 1) where a power, a root or
     a mass is made of them.
     """
-    sizes = replace(sizes, free=tuple((free_extents(spec) | sizes.free_size).items()))
+    sizes = replace(sizes, free=tuple({**free_extents(spec), **sizes.free_size}.items()))
     return {i.name: draw_input(spec, sizes, i, generator) for i in spec.given}
 
 

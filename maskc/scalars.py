@@ -3,9 +3,8 @@
 Axis sizes, dims, divisors and preconditions are such expressions. Nothing here reads a tensor's data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -41,34 +40,36 @@ from maskc.spec import (
     walk,
 )
 
-MOST_STEPS = 2**16
-"""Steps of one fold. Each is work for every pair, so that more would hang rather than answer."""
+ROUNDS_LIMIT = 65_536
+"""Rounds of nested folds. Each is work for every pair, so that more would hang rather than answer."""
 
 _DIVISIONS = {BinaryOp.DIV, BinaryOp.FLOORDIV, BinaryOp.MOD}
-_OF_PAIRS = (Position, Coordinate, Offset, Index, Kept)
-_OF_TENSORS = (Read, Member, Bucket, Dot, Score, FinalScore, Weight, Scale)
+_OF_PAIRS = frozenset({Position, Coordinate, Offset, Index, Kept})
+_OF_TENSORS = frozenset({Read, Member, Bucket, Dot, Score, FinalScore, Weight, Scale})
 
 
-def value(expr: Expr, sizes: Sizes, tables: Mapping[str, Any] | None = None) -> Scalar:
+def value(expr: Expr, sizes: Sizes) -> Scalar:
     """The value of an expression of sizes and parameters; offsets that are tensors count as 0.
 
-    tables: those that the spec itself holds, where the expression may read them. Raises MaskInputError where it reads
-    the size of a dim that no tensor has bound.
+    Raises MaskInputError where it reads the size of a dim that no tensor has bound.
     """
     unbound = next((e.name for e in walk(expr) if isinstance(e, FreeSize) and e.name not in sizes.free_size), None)
     if unbound is not None:
         raise MaskInputError(f"the size of dim '{unbound}' is missing; it comes with an input that has this dim")
     known = replace(sizes, q_offset=sizes.q_offset or 0, k_offset=sizes.k_offset or 0)
     none = np.zeros((), np.int64)
-    found: Scalar = np.asarray(evaluate(expr, Pairs(np, known, tables or {}, none, none, none, none))).item()
+    found: Scalar = np.asarray(evaluate(expr, Pairs(np, known, {}, none, none, none, none))).item()
     return found
 
 
 def is_scalar(expr: Expr) -> bool:
     """Whether sizes and parameters alone decide an expression."""
-    nodes = list(walk(expr))
-    own = {fold.index for fold in nodes if isinstance(fold, Fold)}
-    return not any(isinstance(e, _OF_PAIRS + _OF_TENSORS) or (isinstance(e, Bound) and e not in own) for e in nodes)
+    if not expr.kinds.isdisjoint(_OF_PAIRS | _OF_TENSORS):
+        return False
+    if Bound not in expr.kinds:
+        return True
+    own = {fold.index for fold in walk(expr) if isinstance(fold, Fold)}
+    return all(e in own for e in walk(expr) if isinstance(e, Bound))
 
 
 def because(expr: Expr, sizes: Sizes) -> str:
@@ -98,47 +99,54 @@ def written(expr: Expr) -> str:
 
 def check_scalars(name: str, expr: Expr, sizes: Sizes, checked: set[Expr]) -> None:
     """Raises MaskInputError where an expression of the mask `name` divides by a zero that the call alone decides, or
-    where a fold would take too many steps. checked: divisors and counts that were looked at before.
+    where its folds would never end. checked: divisors that were looked at before.
     """
-    for node in _reached(expr, sizes):
-        asked = node.count if isinstance(node, Fold) else node.right
-        if asked in checked:
+    _rounds(name, expr, sizes)
+    for division in _divisions(expr, sizes):
+        if division.right in checked:
             continue
-        checked.add(asked)
-        number = value(asked, sizes)
-        if isinstance(node, Fold):
-            if number > MOST_STEPS:
-                raise MaskInputError(
-                    f"mask '{name}' would take {number} steps in '{written(node)}'{because(asked, sizes)}; "
-                    f"expected at most {MOST_STEPS}"
-                )
-        elif not number:
-            raise MaskInputError(f"mask '{name}' divides by zero in '{written(node)}'{because(asked, sizes)}")
+        checked.add(division.right)
+        if not value(division.right, sizes):
+            raise MaskInputError(
+                f"mask '{name}' divides by zero in '{written(division)}'{because(division.right, sizes)}"
+            )
 
 
-def _reached(expr: Expr, sizes: Sizes) -> Iterator[Binary | Fold]:
-    """Folds, and divisions by something that the call alone decides, but for those in branches never taken; each
-    behind what it is made of, so that nothing is evaluated before it was looked at.
-    """
+def _rounds(name: str, expr: Expr, sizes: Sizes) -> int:
+    """How often the innermost fold of an expression is evaluated."""
+    if Fold not in expr.kinds:
+        return 1
+    below = max((_rounds(name, child, sizes) for child in children(expr)), default=1)
+    if isinstance(expr, Fold):
+        below *= max(int(value(expr.count, sizes)), 1)
+        if below > ROUNDS_LIMIT:
+            raise MaskInputError(
+                f"'{written(expr)}' of mask '{name}' is evaluated {below:,} times for every pair"
+                f"{because(expr.count, sizes)}; at most {ROUNDS_LIMIT:,} are possible"
+            )
+    return below
+
+
+def _divisions(expr: Expr, sizes: Sizes) -> Iterator[Binary]:
+    """Divisions by something that the call alone decides, but for those in branches that it never takes."""
     match expr:
         case Select() if is_scalar(expr.condition):
-            yield from _reached(expr.condition, sizes)
-            yield from _reached(expr.then if value(expr.condition, sizes) else expr.otherwise, sizes)
+            yield from _divisions(expr.condition, sizes)
+            yield from _divisions(expr.then if value(expr.condition, sizes) else expr.otherwise, sizes)
             return
         case Binary(op=BinaryOp.AND | BinaryOp.OR) if is_scalar(expr.left):
-            yield from _reached(expr.left, sizes)
+            yield from _divisions(expr.left, sizes)
             if bool(value(expr.left, sizes)) == (expr.op is BinaryOp.AND):
-                yield from _reached(expr.right, sizes)
+                yield from _divisions(expr.right, sizes)
             return
         case Fold():
-            yield from _reached(expr.count, sizes)
-            yield expr
+            yield from _divisions(expr.count, sizes)
             if value(expr.count, sizes) > 0:
-                yield from _reached(expr.body, sizes)
+                yield from _divisions(expr.body, sizes)
             return
         case _:
             pass
     for child in children(expr):
-        yield from _reached(child, sizes)
+        yield from _divisions(child, sizes)
     if isinstance(expr, Binary) and expr.op in _DIVISIONS and is_scalar(expr.right):
         yield expr

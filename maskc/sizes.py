@@ -13,7 +13,6 @@ import numpy as np
 
 from maskc.diagnostics import MaskInputError, did_you_mean
 from maskc.grids import axis_sizes, line_length, padded_keys
-from maskc.prologue import held
 from maskc.scalars import because, check_scalars, value
 from maskc.spec import (
     AxisSize,
@@ -211,17 +210,17 @@ def _layout(spec: MaskSpec) -> list[Expr]:
 
 def _read(spec: MaskSpec) -> list[Expr]:
     """Everything that a call evaluates, or that says how large its tables are and what is in them."""
-    dims = [d.extent for table in (*spec.inputs, *spec.reductions) for d in table.dims if d.extent is not None]
+    dims = [*(d for i in spec.inputs for d in i.dims), *(d for r in spec.reductions for d in r.dims)]
+    extents = [d.extent for d in dims if d.extent is not None]
     belows = [i.below for i in spec.inputs if i.below is not None]
-    return [*spec.exprs, *(c.expr for c in spec.claims), *dims, *belows]
+    return [*spec.exprs, *(c.expr for c in spec.claims), *extents, *belows]
 
 
 def _check_preconditions(spec: MaskSpec, sizes: Sizes) -> None:
     empty = line_length(spec, sizes) == 0
-    tables = held(spec)
     for claim in spec.claims:
         if claim.over_pairs or (empty and any(isinstance(e, AxisSize | Length) for e in walk(claim.expr))):
             continue
-        if not value(claim.expr, sizes, tables):
+        if not value(claim.expr, sizes):
             text = str(claim.expr) if claim.span is None else " ".join(claim.span.text.split()).removeprefix("claim ")
             raise MaskInputError(f"mask '{spec.name}' claims '{text}', which does not hold{because(claim.expr, sizes)}")

@@ -16,7 +16,7 @@ from maskc.runtime import autograd, dense, inputs
 from maskc.runtime.prologue import joined
 from maskc.runtime.tiles import tile_of
 from maskc.shapes import check_shapes, free_sizes
-from maskc.spec import DimKind, Form, MaskSpec, Scalar, Scale, Score, Sizes, walk
+from maskc.spec import DimKind, Form, MaskSpec, Scalar, Scale, Score, Sizes
 
 Keys = Tensor | Sequence[Tensor]
 """k or v: one tensor, or one per part of the keys."""
@@ -159,7 +159,7 @@ class Attention:
 
     def mask(self, q_len: int, k_len: int | None = None, **options: Any) -> NDArray[np.bool_]:
         """The kept pairs as a dense boolean array [batch?, head?, q_len, k_len] (dims that it does not depend on are
-        left out).
+        left out); the virtual keys of a border are among the keys.
 
         options as for `plan`. Raises MaskUnsupportedError where it depends on scores.
         """
@@ -192,18 +192,20 @@ class Attention:
     def sizes(self, q_len: int, k_len: int | None = None, **options: Any) -> tuple[Sizes, dict[str, NDArray[Any]]]:
         """The resolved sizes and all tables as arrays; options as for `plan`."""
         given = {**self.given, **options}
-        counts: dict[str, int] = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
+        said: dict[str, int] = {name: given.pop(name) for name in ("batch", "heads", "kv_heads") if name in given}
         offsets = {name: given.pop(name, None) for name in ("q_offset", "k_offset")}
         tables = {i.name: _array(given.pop(i.name)) for i in self.spec.given if i.name in given}
         shapes = {name: table.shape for name, table in tables.items()}
         starts = {name: _array(o) for name, o in offsets.items() if isinstance(o, Tensor | np.ndarray)}
-        counts = _counts(self.spec, tables | starts) | counts
-        counts["kv_heads"] = counts.get("kv_heads", counts.get("heads", 1))
+        counts = _counts(self.spec, tables | prologue.held(self.spec) | starts) | said
+        heads = counts.get("heads", 1)
         found = sizes.resolve(
             self.spec,
             q_len=q_len,
             k_len=q_len if k_len is None else k_len,
-            **counts,
+            batch=counts.get("batch", 1),
+            heads=heads,
+            kv_heads=counts.get("kv_heads", heads),
             q_offset=None if "q_offset" in starts else int(offsets["q_offset"] or 0),
             k_offset=None if "k_offset" in starts else int(offsets["k_offset"] or 0),
             given=given,
@@ -231,7 +233,7 @@ def _rebuilt(spec: MaskSpec, engine: str, scale: float | None, given: Mapping[st
 
 def _reads_scale(spec: MaskSpec) -> bool:
     """Whether the call's scale has a place in what a spec computes."""
-    return any(isinstance(node, Score | Scale) for expr in spec.exprs for node in walk(expr))
+    return any(Score in expr.kinds or Scale in expr.kinds for expr in spec.exprs)
 
 
 def _without_lse(spec: MaskSpec) -> Diagnostic:

@@ -78,7 +78,7 @@ def bordered(spec: MaskSpec, sizes: Sizes, x: Tensor) -> Tensor:
         return x
     r = border_of(spec, sizes)
     grid = [sizes.axis[a] for a in border_axes(spec)]
-    padded = functional.pad(x.unflatten(2, grid), (0, 0, *[r, r] * len(grid)))
+    padded = functional.pad(x.reshape(*x.shape[:2], *grid, x.shape[3]), (0, 0, *[r, r] * len(grid)))
     return padded.flatten(2, -2)
 
 
@@ -87,8 +87,9 @@ def inner(spec: MaskSpec, sizes: Sizes, x: Tensor) -> Tensor:
     if spec.border is None:
         return x
     r = border_of(spec, sizes)
-    grid = x.unflatten(2, [sizes.axis[a] + 2 * r for a in border_axes(spec)])
-    for dim, axis in enumerate(border_axes(spec), 2):
+    axes = border_axes(spec)
+    grid = x.reshape(*x.shape[:2], *(sizes.axis[a] + 2 * r for a in axes), x.shape[3])
+    for dim, axis in enumerate(axes, 2):
         grid = grid.narrow(dim, r, sizes.axis[axis])
     return grid.flatten(2, -2)
 

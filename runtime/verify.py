@@ -177,7 +177,7 @@ def cases(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:
         values = tuple(chosen.items())
         for number, axes in enumerate(axis_sets(spec)):
             q_len, k_len = (grid_length(spec, side, axes, parameters(spec, chosen)) for side in Side)
-            other = LENGTHS[2 + number]  # of a side that has no axes
+            other = LENGTHS[(2 + number) % len(LENGTHS)]  # of a side that has no axes
             lengths = (other if q_len is None else q_len, other if k_len is None else k_len)
             found.append(Case(*lengths, None, (*axes.items(), *values)))
         if not spec.axis_names:

@@ -85,3 +85,42 @@ def test_a_broken_promise_is_named(name: str, place: tuple[int, ...], value: int
     with pytest.raises(MaskInputError) as caught:
         promises.check(spec, sizes, found)
     assert sentence in str(caught.value)
+
+
+def test_starts_of_documents_ascend_from_0_on_the_line() -> None:
+    spec = load("mask m:\n    input start: int[batch, docs] of seq sorted\n    packed start\n    keep k <= q\n")
+    sizes = resolve(spec, q_len=30, k_len=40, q_offset=10, batch=50, given={}, free={"docs": 5})
+    start = samples.draw(spec, sizes, np.random.default_rng(0))["start"]
+    assert start.shape == (50, 5)
+    promises.check(spec, sizes, {"start": start})
+    assert 30 < start.max() < 40
+    empty = resolve(spec, q_len=0, k_len=0, given={}, free={"docs": 5})
+    assert (samples.draw(spec, empty, np.random.default_rng(0))["start"] == 0).all()
+
+
+def test_floats_are_positive_where_only_these_make_sense() -> None:
+    spec = load(
+        "mask m:\n    input decay: float[head]\n    input gate: float[k]\n    input rate: float[q]\n"
+        "    input bias: float[q]\n    let total = cumsum(rate, q)\n"
+        "    score += bias[q] * sqrt(total[q])\n    mass *= gate[k] * 2\n    weight *= decay ** (q - k)\n"
+    )
+    sizes = resolve(spec, q_len=200, k_len=200, heads=200, kv_heads=200, given={})
+    found = samples.draw(spec, sizes, np.random.default_rng(0))
+    assert {name for name, array in found.items() if array.min() >= 0} == {"decay", "gate", "rate"}
+    assert all(array.max() < 1 for name, array in found.items() if name != "bias")
+
+
+def test_rows_of_buckets_ascend() -> None:
+    spec = load("mask m:\n    input edges: float[n]\n    keep bucket(q / 4, edges) == bucket(k / 4, edges)\n")
+    sizes = resolve(spec, q_len=8, k_len=8, given={}, free={"n": 9})
+    assert (np.diff(samples.draw(spec, sizes, np.random.default_rng(0))["edges"]) >= 0).all()
+
+
+def test_free_dims_have_one_size() -> None:
+    spec = load("mask some:\n    input a: bool[n, m]\n    input b: int[m]\n    keep a[q % n, k % m] and b[0] == 1\n")
+    assert samples.free_extents(spec) == {"n": 4, "m": 4}
+    assert samples.free_extents(spec, {"b": (7,)}) == {"n": 4, "m": 7}
+    found = samples.draw(
+        spec, resolve(spec, q_len=8, k_len=8, given={}, free={"m": 7, "n": 4}), np.random.default_rng(0)
+    )
+    assert {name: array.shape for name, array in found.items()} == {"a": (4, 7), "b": (7,)}

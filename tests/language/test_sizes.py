@@ -313,3 +313,65 @@ def test_claims_over_pairs_are_not_preconditions() -> None:
     spec = load("mask m:\n    keep k <= q + 1\n    claim k <= q\n    claim heads > 1\n")
     assert refusal(spec) == "mask 'm' claims 'heads > 1', which does not hold"
     assert sizes(spec, heads=2).heads == 2
+
+
+def test_names_of_dims_are_numbers_too() -> None:
+    spec = load("mask m:\n    input t: int[n]\n    claim n > 2\n    keep t[q % n] == q // (n - 4)\n")
+    assert refusal(spec) == "the size of dim 'n' is missing; it comes with an input that has this dim"
+    assert refusal(spec, free={"n": 2}) == "mask 'm' claims 'n > 2', which does not hold (n=2)"
+    assert refusal(spec, free={"n": 4}) == "mask 'm' divides by zero in 'q // (n - 4)' (n=4)"
+    assert sizes(spec, free={"n": 5}).free_size == {"n": 5}
+
+
+@pytest.mark.parametrize(
+    ("clause", "sentence"),
+    [
+        ("any(q == i * k for i in range(n))", None),
+        ("any(q % n == i for i in range(n))", None),  # no step, no division
+        ("any(q % (i - i) == 0 for i in range(3))", None),  # not a scalar: 0 where the divisor is 0
+        ("any(q // (i + k) == n // n for i in range(3))", "mask 'm' divides by zero in 'n // n' (n=0)"),
+        ("q % sum(i for i in range(1)) == 0", "mask 'm' divides by zero in 'q % sum(i for i in range(1))'"),
+        (
+            "all(q < i for i in range(n - 5, 2**40))",
+            "'all(q < i for i in range(n - 5, 2**40))' of mask 'm' is evaluated 1,099,511,627,781 times for every pair"
+            " (n=0); at most 65,536 are possible",
+        ),
+        (
+            "q // sum(sum(1 for j in range(n + 300)) for i in range(300)) == 0",
+            "'sum(sum(1 for j in range(n + 300)) for i in range(300))' of mask 'm' is evaluated 90,000 times",
+        ),
+    ],
+)
+def test_folds_are_looked_at_before_they_run(clause: str, sentence: str | None) -> None:
+    spec = load(f"mask m(n: int = 0):\n    keep {clause}\n")
+    if sentence is None:
+        sizes(spec)
+    else:
+        assert refusal(spec).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("line", "divides"),
+    [
+        ("score += 1 / n", True),
+        ("mass *= abs(q % n)", True),
+        ("normalize softmax(sink=1 / n)", True),
+        ("weight *= 1 / n", True),
+        ("output t[q // n: 4] = count()", True),
+        ("rows q % n == 0 else zero", True),
+        ("claim k % n == 0", True),
+        ("weight *= 1 / n if n > 0 else 0.0", False),
+    ],
+)
+def test_divisors_of_every_statement(line: str, divides: bool) -> None:
+    spec = load(f"mask m(n: int = 0):\n    {line}\n")
+    if divides:
+        assert refusal(spec).startswith("mask 'm' divides by zero in '")
+    else:
+        sizes(spec)
+
+
+def test_rows_that_pass_read_the_position_of_the_query() -> None:
+    assert reads_position(load("mask m:\n    rows seen else pass\n".replace("seen", "True")))
+    assert not reads_position(load("mask m:\n    input on: bool[q]\n    rows on[q] else mean\n"))
+    assert reads_position(load("mask m:\n    weight *= q\n"))
