@@ -120,7 +120,7 @@ def _read(source: Source) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
 
 
 def _check(file: syntax.File, found: Sequence[Diagnostic] = ()) -> tuple[tuple[MaskSpec, ...], list[Diagnostic]]:
-    checker = Masks(list(found), library=library.scope())
+    checker = Masks(list(found), given=set(library.inputs()), library=library.scope())
     specs: list[MaskSpec] = []
     try:
         specs += checker.file(file)

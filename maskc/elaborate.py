@@ -158,7 +158,9 @@ class Elaborator(Functions):
 
     def _file_let(self, let: LetValue, reading: Reading) -> Value:
         """The value of a let at file level in the mask that reads it."""
-        key = (id(let.node), reading.facts, reading.sees_final_score, reading.score, reading.mass, reading.weight)
+        claimed = reading.line == "claim"  # counts of kept pairs can be read there
+        seen = (reading.facts, reading.sees_final_score, reading.score, reading.mass, reading.weight)
+        key = (id(let.node), claimed, *seen)
         if key not in reading.lets:
             if let.node in self.active:
                 self.report(f"'{let.node.name.text}' is defined by itself", let.node.name.span)

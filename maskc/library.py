@@ -13,6 +13,7 @@ from maskc.scope import Scope, Unknown, Value
 NAME = "maskc/library.mask"  # in reports
 
 _HEAD = re.compile(r"^(?:mask|def) (\w+)", re.MULTILINE)
+_INPUT = re.compile(r"^ +input (\w+)", re.MULTILINE)
 
 
 @functools.cache
@@ -27,6 +28,12 @@ def scope() -> Scope:
     found = Scope()
     found.names = _Items(found)
     return found
+
+
+@functools.cache
+def inputs() -> frozenset[str]:
+    """The names of the inputs of its masks."""
+    return frozenset(_INPUT.findall(text()))
 
 
 class _Items(dict[str, Value]):

@@ -69,6 +69,7 @@ class Masks(Predicates):
             else:
                 self.define(item.name, definition(item, scope), scope)
         masks = [item for item in file.items if isinstance(item, syntax.Mask)]
+        self.given |= {s.name.text for mask in masks for s in mask.body if isinstance(s, syntax.Input)}
         if not masks and not self.found:
             start = Span(file.source, 0, 0) if file.source.text else None
             self.report("there is no mask in this file", start, "begin one with 'mask NAME:'")
@@ -149,7 +150,7 @@ class Masks(Predicates):
 
     def _check_learned(self, spec: MaskSpec) -> None:
         """A learned input must be read where gradients flow."""
-        learned = [entry for entry in spec.inputs if entry.learned and not entry.constant]
+        learned = [entry for entry in spec.inputs if entry.learned and entry.type is Type.FLOAT and not entry.constant]
         if not learned:
             return
         reached = {table for expr in spec.exprs for table in tables_with_gradient(expr, spec.inputs)}
@@ -286,12 +287,12 @@ class Masks(Predicates):
             assert reduction.span is not None
             line = reduction.span.source.position(reduction.span.start)[0]
             message = f"this 'keep' also decides which pairs '{name}' on line {line} gathers"
-            self.warn(message, node.span, "'keep's come before reductions wherever they stand; write it above")
+            self.warn(message, node.span, "'keep' lines come before reductions wherever they stand; write it above")
         return clause
 
     def _reads_weights(self, expr: Expr, what: str, span: Span, reading: Reading) -> bool:
         """Reports a decision that reads what is made of the pairs it decides about."""
-        name = first_read(expr, reading.reductions)
+        name = first_read(expr, {n: r for n, r in reading.reductions.items() if n not in reading.inputs})
         if name is not None:
             self.report(f"{what} cannot read '{name}': reductions gather the pairs that are kept", span)
         elif {Weight, FinalScore} & expr.kinds:

@@ -22,7 +22,7 @@ _Shape = tuple[int, ...]
 
 @dataclass(eq=False)
 class Subscripts(Places):
-    """Reads tables. given: names that no made table may have, because an input or a reduction of the file has them."""
+    """Reads tables. given: the names of all inputs of the file and the library, which no made table takes."""
 
     given: set[str] = field(default_factory=set)
 
