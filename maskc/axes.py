@@ -10,6 +10,7 @@ from maskc.layout import Layout, document, line_end
 from maskc.places import named
 from maskc.scope import AxisName, LetValue, Reading, Scope, Table, Unknown
 from maskc.spec import BinaryOp, Count, Dim, DimKind, Expr, Index, InputSpec, Part, Side, Type
+from maskc.words import PRELUDE
 
 AXES_LIMIT = 3
 PARTS_LIMIT = 32
@@ -158,7 +159,10 @@ class Axes(Inputs):
             self.report(message, reading.use or node.span)
             layout = None
         if table is None or layout is None:
-            reading.layout = None
+            reading.layout = None  # nothing more is known of positions, so nothing more is said about them
+            for line in (s for s in mask.body if isinstance(s, syntax.Axes)):
+                for axis in line.axes:
+                    scope.later.pop(axis.name.text, None)
             return None
         leading = tuple(Index(Type.INT, Count.BATCH, span=node.name.span) for _ in table.dims[1:])
         tokens = {Side.Q: reading.q.line, Side.K: reading.k.line}
@@ -172,7 +176,7 @@ class Axes(Inputs):
     def _starts(self, name: syntax.Name, mask: syntax.Mask, scope: Scope, reading: Reading) -> InputSpec | None:
         """The input with the starts of the documents: declared above, further down, or by this line itself."""
         found = scope.find(name.text)
-        if found is None:
+        if found is None and name.text not in PRELUDE:
             line = next((s for s in mask.body if isinstance(s, syntax.Input) and s.name.text == name.text), None)
             if line is not None:
                 reading.early.add(id(line))

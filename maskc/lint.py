@@ -14,6 +14,7 @@ from maskc.diagnostics import Diagnostic, Span
 from maskc.signs import is_nonnegative
 from maskc.spec import (
     COMPARISONS,
+    TRUE,
     AxisSize,
     Binary,
     BinaryOp,
@@ -39,6 +40,7 @@ from maskc.spec import (
     Position,
     Rand,
     Read,
+    ReduceOp,
     Scale,
     Score,
     Select,
@@ -65,7 +67,7 @@ _VARYING = {Position, Coordinate, Index, Read, Bound, Bucket, Member, Kept}
 
 def lint(spec: MaskSpec, statements: Sequence[Span]) -> Iterator[Diagnostic]:
     """Warnings about a mask. statements: where each clause stands in the text."""
-    judge = _Judge()
+    judge = _Judge(spec)
     for place, (clause, statement) in enumerate(zip(spec.clauses, statements, strict=True)):
         truth = judge.truth(clause)
         if truth is True:
@@ -153,7 +155,8 @@ def _varies(expr: Expr) -> bool:
 class _Judge:
     """Intervals of integers and truth of booleans, each node judged once."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: MaskSpec) -> None:
+        self._spec = spec
         self._intervals: dict[int, Interval] = {}
         self._kept: list[Expr] = []  # so that no identity is used twice
         self._overflowing: set[int] = set()
@@ -244,7 +247,9 @@ class _Judge:
                 return _POSITIONS
             case Fold():
                 return self._fold(expr)
-            case Parameter() | Read() | Score() | FinalScore() | Weight() | Scale() | Dot() | Rand() | Member():
+            case Read():
+                return self._entry(expr)
+            case Parameter() | Score() | FinalScore() | Weight() | Scale() | Dot() | Rand() | Member():
                 return _ANY
             case Select():
                 (a, b), (c, d) = self.interval(expr.then), self.interval(expr.otherwise)
@@ -257,6 +262,14 @@ class _Judge:
                 return _binary(expr.op, self.interval(expr.left), self.interval(expr.right))
             case _:
                 assert_never(expr)
+
+    def _entry(self, read: Read) -> Interval:
+        """A count is not negative, and counts at least the pair itself where it is read at the pair's own index."""
+        reduction = self._spec.reduction(read.input)
+        if reduction is None or reduction.op is not ReduceOp.COUNT:
+            return _ANY
+        own = reduction.value == TRUE and read.indices[2:] == reduction.indices
+        return _SIZES if own else _POSITIONS
 
     def _fold(self, fold: Fold) -> Interval:
         """A sum of at most as many terms as the fold has rounds."""

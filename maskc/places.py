@@ -99,11 +99,15 @@ class Places(Operators):
         layout = reading.layout
         hint: str | None
         if known:
-            hint = did_you_mean(name, known) or f"the axes are {', '.join(known)}"
+            has_parts = any(cell.part.name is not None for cell in at.cells)
+            names = f"{'its coordinates' if has_parts else 'the axes'} are {', '.join(known)}"
+            hint = did_you_mean(name, known) or names
             whose = f"'{owner}'" if layout is not None and layout.separate else "the mask"
             self.report(f"{whose} has no axis '{name}'", node.name.span, hint)
         else:
             hint = f"add 'axes {name}' to the mask" if layout is None or not layout.axis_names else None
+            if reading.packs and layout is not None and not layout.documents:
+                hint = "coordinates in documents are read below 'packed'"
             self.report(f"'{owner}' has no coordinate '{name}'", node.name.span, hint)
 
     def part_named(self, node: syntax.Expression, scope: Scope, reading: Reading) -> AxisName | None:

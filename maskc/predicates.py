@@ -84,7 +84,6 @@ class Predicates(Reductions):
             score=FINAL_SCORE if reading.sees_final_score else reading.score,
             mass=reading.mass,
             weight=reading.weight,
-            reductions=reading.reductions,
         )
 
     # ---- where it is read

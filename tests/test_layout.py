@@ -65,7 +65,7 @@ TABLE: dict[str, set[str]] = {
         *("maskc.dims", "maskc.scope"),
     },
     "maskc.axes": {
-        *("maskc.grammar", "maskc.spec", "maskc.typed"),
+        *("maskc.grammar", "maskc.spec", "maskc.typed", "maskc.words"),
         *("maskc.inputs", "maskc.layout", "maskc.places", "maskc.scope"),
     },
     "maskc.kinks": {"maskc.spec"},
