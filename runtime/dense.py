@@ -35,7 +35,6 @@ from maskc.spec import (
     WEIGHT,
     Bucket,
     Dim,
-    DimKind,
     Dot,
     Expr,
     Form,
@@ -234,27 +233,13 @@ class Flow(Planes):
     def _own_value(self, v: Tensor) -> Tensor:
         """v of the key at each query's position, 0 where there is none."""
         pairs = Pairs.rows(Planes(self.call))
-        key = self._key_at(pairs).broadcast_to((*v.shape[:2], self.call.sizes.q_len, 1)).squeeze(-1)
+        key = pairs.position(Side.Q) - pairs.offset(Side.K)
+        key = key.broadcast_to((*v.shape[:2], self.call.sizes.q_len, 1)).squeeze(-1)
         inside = (key >= 0) & (key < v.shape[2])
         if v.shape[2] == 0:
             return v.new_zeros((*key.shape, v.shape[3]))
         own = v.gather(2, key.masked_fill(~inside, 0).unsqueeze(-1).expand(-1, -1, -1, v.shape[3]))
         return torch.where(inside.unsqueeze(-1), own, 0)
-
-    def _key_at(self, pairs: Pairs) -> Tensor:
-        """Number of the key at each query's position among those of the call; -1 beyond a grid with a border."""
-        position, spec = pairs.position(Side.Q), self.call.spec
-        if spec.border is None:
-            return position - pairs.offset(Side.K)
-        border = read(spec.border, pairs)
-        axes = spec.axes or spec.keys[0].axes
-        number, stride = torch.zeros_like(position), torch.ones_like(position)
-        for place, name in reversed(list(enumerate(axes))):
-            size = self.call.sizes.axis[name]
-            coordinate, position = (position % size, position // size) if place else (position, position)
-            number = torch.where((coordinate < size) & (number >= 0), number + (coordinate + border) * stride, -1)
-            stride = stride * (size + 2 * border)
-        return number
 
     # ---- reductions
 
@@ -281,7 +266,7 @@ class Flow(Planes):
         return joined(reduction.op, self._contributions(reduction, index), place[inside], math.prod(shape)).view(shape)
 
     def _contributions(self, reduction: Reduction, index: tuple[Tensor, ...]) -> Tensor:
-        """What the listed pairs contribute, differentiable but for pairs of score -inf.
+        """What the listed pairs contribute, those that weigh 0 too; differentiable but for pairs of score -inf.
 
         For a reduction that the score itself reads, those are the pairs that contribute -inf.
         """
@@ -308,16 +293,10 @@ class Flow(Planes):
         return frozenset(found)
 
     def _extent(self, dim: Dim) -> int:
-        sizes = self.call.sizes
-        match dim.kind:
-            case DimKind.EXTENT:
-                assert dim.extent is not None
-                extent = read(dim.extent, Pairs.all(Planes(self.call)))
-                return max(int(extent.max()), 0) if extent.numel() else 0
-            case DimKind.FREE:
-                return sizes.free_size[dim.text]
-            case _:
-                raise AssertionError("the checker gives the dims of a reduction an extent")
+        """Entries along a dim, enough for every batch row where an offset is a tensor."""
+        assert dim.extent is not None, "the checker gives every dim of a reduction an extent"
+        extent = read(dim.extent, Pairs.all(Planes(self.call)))
+        return max(int(extent.max()), 0) if extent.numel() else 0
 
     # ---- expressions
 

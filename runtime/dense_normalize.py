@@ -4,6 +4,7 @@ Planes are [batch, heads, q_len, k_len] and columns, one number per row, [batch,
 mass of 0 weigh 0. mass None is 1 everywhere.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ def softmax(scores: Tensor, mass: Tensor | None = None, sink: Tensor | None = No
         parts = torch.exp(scores - shift)
     else:
         # Only pairs of mass 0 lie above the largest score that counts; what they would weigh must stay finite.
-        ceiling = torch.log(torch.tensor(torch.finfo(scores.dtype).max, dtype=scores.dtype)).item()
+        ceiling = math.log(torch.finfo(scores.dtype).max)
         parts = (mass * torch.exp((scores - shift).clamp(max=ceiling - 1))).masked_fill(empty, 0)
     total = parts.sum(-1, keepdim=True)
     if sink is not None:
