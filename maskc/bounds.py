@@ -32,11 +32,13 @@ from maskc.spec import (
     Dot,
     Expr,
     FinalScore,
+    Fold,
     FreeSize,
     Index,
     InputSpec,
     Kept,
     Length,
+    Literal,
     MaskSpec,
     Member,
     Offset,
@@ -380,12 +382,14 @@ def fits_32_bits(spec: MaskSpec, sizes: Sizes) -> bool:
         known[Index(Type.INT, count)] = (0.0, float(max(0, sizes.total(count) - 1)))
     below = {i.name: constants(i.below, sizes) for i in spec.inputs if i.below is not None}
     inputs = tuple(replace(i, below=below.get(i.name)) for i in spec.inputs)
-    parts = [constants(part, sizes) for part in (*spec.clauses, spec.score)]
+    nodes = [node for part in (*spec.clauses, spec.score) for node in walk(constants(part, sizes))]
+    for node in nodes:
+        if isinstance(node, Fold) and isinstance(node.count, Literal):
+            known[node.index] = (0.0, max(float(node.count.value), *known.get(node.index, (0.0,))))
     ranges = _scalar_ranges(known, inputs)
     return all(
         ranges.interval(node).low >= -(2**31) and ranges.interval(node).high < 2**31
-        for part in parts
-        for node in walk(part)
+        for node in nodes
         if node.type is Type.INT and not isinstance(node, Read)
     )
 

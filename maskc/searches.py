@@ -43,6 +43,7 @@ class _Rows:
         self.length = int(entries.shape[0])
         self.maps = int(exists.shape[0]) if len(exists.shape) == 2 else 1
         spread = scene.xp.broadcast_to
+        entries = entries.reshape((self.length, *(1,) * (3 - len(entries.shape)), *entries.shape[1:]))
         self.entries = scene.xp.moveaxis(spread(entries, (self.length, self.maps, positions)), 0, -1)
         self.exists = spread(exists, (self.maps, positions))
 

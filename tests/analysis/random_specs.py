@@ -2,7 +2,8 @@
 
 import math
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,31 @@ from maskc.spec import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bound,
+    Bucket,
     Cast,
     Coordinate,
     Count,
     Dim,
     DimKind,
     Expr,
+    Fold,
+    FoldOp,
+    FreeSize,
     Index,
     InputSpec,
     Length,
     Literal,
     MaskSpec,
+    Member,
     Offset,
     Parameter,
     ParameterSpec,
     Position,
+    PrefixSum,
+    Rand,
     Read,
+    Row,
     Select,
     Side,
     Sizes,
@@ -35,6 +45,7 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    Values,
 )
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,6 +87,8 @@ class Draw:
         self.sizes, offsets = self._sizes()
         self.specs, self.inputs = self._tables()
         self.inputs |= offsets
+        self.sizes = replace(self.sizes, free=(("n", 9), ("m", 5), ("top", 4), ("ends", 6)))
+        self.indices: list[Bound] = []  # of the folds around what is drawn
 
     # Sizes and inputs
 
@@ -120,10 +133,32 @@ class Draw:
             InputSpec("near", BOOL, (free,)),
             InputSpec("grid", INT, (free, Dim(DimKind.FREE, "m"))),
         )
+        steps, picks = (-9, -1, 0, 0, 3, 40), generator.integers(0, 9, (3, 4))
+        top, ends = Dim(DimKind.FREE, "top"), Dim(DimKind.FREE, "ends")
+        specs += (
+            InputSpec("route", INT, (row, Dim(DimKind.KV_HEAD, "kv_head"), one, top)),
+            InputSpec("starts", INT, (row, ends), sorted=True),
+            InputSpec("edges", FLOAT, (one, ends), sorted=True),
+            InputSpec("steps", INT, (Dim(DimKind.EXTENT, "6", whole(6)),), sorted=True, source=Values((6,), steps)),
+            InputSpec(
+                "picks",
+                INT,
+                (Dim(DimKind.EXTENT, "3", whole(3)), Dim(DimKind.EXTENT, "4", whole(4))),
+                source=Values((3, 4), tuple(picks.reshape(-1).tolist())),
+            ),
+            InputSpec("sums", INT, (one,), source=PrefixSum("doc", 0)),
+        )
+        documents = np.sort(generator.integers(0, 6, line))
         heights = generator.normal(size=line)
         heights[generator.random(line) < 0.05] = np.nan
         return specs, {
-            "doc": np.sort(generator.integers(0, 6, line)),
+            "doc": documents,
+            "sums": np.cumsum(documents),
+            "route": generator.integers(-1, 9, (sizes.batch, sizes.kv_heads, line, 4)),
+            "starts": np.sort(generator.integers(0, 150, (sizes.batch, 6)), -1),
+            "edges": np.sort(generator.normal(size=(line, 6)), -1),
+            "steps": np.array(steps),
+            "picks": picks,
             "label": generator.integers(-1, 4, (sizes.batch, sizes.heads, line)),
             "valid": generator.random((sizes.batch, line)) < 0.9,
             "width": generator.integers(0, 30, sizes.heads),
@@ -153,7 +188,11 @@ class Draw:
             return Select(BOOL, self.truth(depth - 2), self.truth(depth - 1), self.truth(depth - 2))
         if kind < 0.48:
             return binary(r.choice(("==", "!=")), self.truth(depth - 2), self.truth(depth - 2))
-        if kind < 0.58:
+        if kind < 0.52:
+            return Member(BOOL, self.number(depth - 1), self._row(depth - 1))
+        if kind < 0.56:
+            return self._fold(r.choice((FoldOp.ANY, FoldOp.ALL)), lambda: self.truth(depth - 1))
+        if kind < 0.64:
             return binary(r.choice(_LOGIC), self.real(depth - 1), self.real(depth - 1))
         if kind < 0.75:
             return self._simple()
@@ -176,10 +215,39 @@ class Draw:
             lambda: binary("<", Unary(INT, UnaryOp.ABS, d), Read(INT, "width", (Index(INT, Count.HEAD),))),
             lambda: binary("<", self._read("height", q), self._read("height", k)),
             lambda: binary("<=", Unary(INT, UnaryOp.ABS, binary("-", k, self._centre(q))), self.constant()),
+            lambda: Member(BOOL, binary("//", k, whole(r.randint(1, 20))), self._route(q)),
+            lambda: Member(BOOL, k, self._route(binary("//", q, whole(r.randint(1, 20))))),
+            lambda: Member(BOOL, Unary(INT, UnaryOp.ABS, d), Row("picks", (whole(r.randint(0, 2)),))),
+            lambda: binary("==", self._start(q), self._start(k)),
+            lambda: binary("<", Bucket(INT, d, Row("steps", ())), self.constant()),
+            lambda: binary("<", Rand(FLOAT, (whole(7), q, k)), Literal(FLOAT, 0.5)),
+            lambda: self._fold(FoldOp.ANY, lambda: binary("==", d, Read(INT, "steps", (self.indices[-1],)))),
             lambda: Literal(BOOL, r.random() < 0.5),
             lambda: Parameter(BOOL, "on"),
         )
         return r.choice(choices)()
+
+    def _route(self, place: Expr) -> Row:
+        return Row("route", (Index(INT, Count.BATCH), Index(INT, Count.KV_HEAD), place))
+
+    def _start(self, place: Expr) -> Expr:
+        """The number of a packed document."""
+        return Bucket(INT, place, Row("starts", (Index(INT, Count.BATCH),)))
+
+    def _row(self, depth: int) -> Row:
+        """Of non-negative ints and padding."""
+        place = self.number(depth - 1)
+        return self.rng.choice((self._route(place), Row("picks", (place,))))
+
+    def _fold(self, op: FoldOp, body: Callable[[], Expr]) -> Expr:
+        """Over few steps, none among them; the body may read the index."""
+        r = self.rng
+        index = Bound(INT, f"i{len(self.indices)}")
+        count = r.choice((whole(r.randint(0, 4)), FreeSize(INT, "top"), binary("//", Length(INT, Q), whole(40))))
+        self.indices.append(index)
+        value = body()
+        self.indices.pop()
+        return Fold(value.type, op, index, count, value)
 
     def _centre(self, q: Expr) -> Expr:
         low = self.constant()
@@ -220,9 +288,15 @@ class Draw:
             )
         if kind < 0.86:
             return Select(INT, self.truth(depth - 1), self.number(depth - 1), self.number(depth - 1))
-        if kind < 0.9:
+        if kind < 0.88:
             return Cast(INT, self.truth(depth - 1))
-        if kind < 0.96:
+        if kind < 0.9:
+            return self._fold(FoldOp.SUM, lambda: self.number(depth - 1))
+        if kind < 0.92:
+            return Bucket(INT, self.number(depth - 1), Row("steps", ()))
+        if kind < 0.94:
+            return Bucket(INT, self.real(depth - 1), Row("edges", (self.number(depth - 1),)))
+        if kind < 0.97:
             return Read(INT, "grid", (self.number(depth - 1), self.number(depth - 2)))
         return Unary(INT, r.choice(_INTEGRAL), self.real(depth - 1))
 
@@ -235,6 +309,7 @@ class Draw:
                 *(Index(INT, Count.BATCH), Total(INT, Count.HEAD), Length(INT, Q), Offset(INT, Q), Offset(INT, K)),
                 *(self._read("doc", q), self._read("label", k), Read(INT, "width", (Index(INT, Count.HEAD),))),
                 AxisSize(INT, self.sizes.axes[0][0]) if self.sizes.axes else whole(2**40),
+                *(self._start(q), self._read("sums", k), FreeSize(INT, "m"), *self.indices, *self.indices),
             )
         )
 
@@ -247,11 +322,14 @@ class Draw:
                     Parameter(FLOAT, "s"),
                     Cast(FLOAT, self.number(depth - 1)),
                     self._read("height", r.choice(self._twins())),
+                    Rand(FLOAT, (self.number(depth - 1), self.number(depth - 1))),
                 )
             )
         kind = r.random()
         if kind < 0.5:
             return binary(r.choice(_REAL), self.real(depth - 1), self.real(depth - 1))
-        if kind < 0.9:
+        if kind < 0.87:
             return Unary(FLOAT, r.choice(_FUNCTIONS), self.real(depth - 1))
+        if kind < 0.9:
+            return self._fold(FoldOp.SUM, lambda: self.real(depth - 1))
         return Select(FLOAT, self.truth(depth - 1), self.real(depth - 1), self.real(depth - 1))
