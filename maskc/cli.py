@@ -14,11 +14,12 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, TypeAlias
 
 import maskc
-from maskc import features, options, reference
-from maskc.check import check, diagnose, load, load_source, path_and_mask, read_source, source_of
+from maskc import features, options
+from maskc.check import check, load, path_and_mask, read_source, source_of
+from maskc.cli_check import check_command
 from maskc.codegen.source import emit
 from maskc.compiler import compile_attention
-from maskc.diagnostics import Diagnostic, MaskError
+from maskc.diagnostics import MaskError
 from maskc.explain import (
     DEFAULT_TARGET,
     Planned,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from maskc.runtime.verify import Outcome
 
 MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, that are compared with the definition: about 3 GB
-LONG_CHECK = 2**26  # pairs whose claims take seconds
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT or SIGPIPE ended
 PIPE_CLOSED = 141
 
@@ -107,6 +107,7 @@ def command_line() -> argparse.ArgumentParser:
 
     command = _command(commands, "check", check_command, "find the mistakes of specs; with sizes, refute claims too")
     _specs_argument(command)
+    command.add_argument("--claims", action="store_true", help="prove each claim for all sizes, or look for a witness")
     _call_options(command)
 
     command = _command(commands, "fmt", fmt_command, "give specs their canonical layout")
@@ -200,7 +201,7 @@ def _call_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--heads", type=options.positive, default=1, metavar="N", help="query heads (default: 1)")
     group.add_argument("--kv-heads", type=options.positive, metavar="N", help="KV heads (default: as many)")
     _parameter_option(group)
-    _repeatable(group, "--input", "NAME=FILE.npy", "read an input (repeatable); the others are drawn at random")
+    _repeatable(group, "--input", "NAME=FILE.npy", "an input, or NAME=[[0, 1]]; the others are drawn at random")
     group.add_argument("--seed", type=options.count, default=0, metavar="N", help="of what is drawn (default: 0)")
 
 
@@ -222,42 +223,6 @@ def _tensor_options(parser: argparse.ArgumentParser) -> Option:
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def check_command(chosen: argparse.Namespace) -> int:
-    """Diagnoses of every file to stderr, one line per spec that is right to stdout."""
-    return 1 if sum(not _is_right(text, chosen) for text in chosen.specs) else 0
-
-
-def _is_right(text: str, chosen: argparse.Namespace) -> bool:
-    try:
-        path, name = path_and_mask(text)
-        source = read_source(path)
-        found = diagnose(source)
-        for diagnostic in found:
-            print(diagnostic, file=sys.stderr)
-        if any(d.severity == "error" for d in found):
-            return False
-        spec = load_source(source, name)
-        if options.has_sizes(chosen):
-            check_claims(spec, chosen)
-    except MaskError as error:
-        print(error, file=sys.stderr)
-        return False
-    print(f"{text}: ok")
-    return True
-
-
-def check_claims(spec: MaskSpec, chosen: argparse.Namespace) -> None:
-    """Raises `MaskError` with a witness for every claim that fails at the sizes given."""
-    call = options.given_call(spec, chosen)
-    spec, sizes = call.spec, call.sizes
-    pairs = sizes.q_len * sizes.k_len
-    if pairs > LONG_CHECK and any(claim.over_pairs for claim in spec.claims):
-        _progress(f"looking at {pairs:,} pairs for one that breaks a claim of {spec.name}")
-    broken = reference.refute(spec, sizes, call.inputs)
-    if broken:
-        raise MaskError([Diagnostic(str(witness), witness.claim.expr.span) for witness in broken])
 
 
 def fmt_command(chosen: argparse.Namespace) -> int:

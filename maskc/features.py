@@ -62,6 +62,11 @@ def require_mask(spec: MaskSpec) -> None:
             raise MaskUnsupportedError([Diagnostic(message, span)])
 
 
+def reads_scores(spec: MaskSpec) -> bool:
+    """Whether the kept pairs depend on the scores of a call."""
+    return any(_first(clause, _OF_SCORES) is not None for clause in spec.clauses)
+
+
 def _unrunnable(spec: MaskSpec, engine: str) -> Iterator[tuple[str, Span | None]]:
     """Everything that the engine cannot run, as text and place."""
     for entry in spec.inputs:

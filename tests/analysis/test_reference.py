@@ -7,8 +7,9 @@ import pytest
 from random_specs import BOOL, INT, Draw, K, Q, binary, whole
 
 from maskc import reference
-from maskc.reference import live_pairs, mask, mask_dims, refute
+from maskc.reference import live_pairs, mask, mask_dims
 from maskc.spec import Claim, Coordinate, Count, Dim, DimKind, Index, InputSpec, MaskSpec, Position, Read, Sizes
+from maskc.witness import refute
 
 q, k = Position(INT, Q), Position(INT, K)
 d = binary("-", q, k)
@@ -75,7 +76,8 @@ def test_a_claim_is_refuted_by_the_smallest_kept_pair() -> None:
     spec = MaskSpec("m", clauses=(kept,), claims=(holds, fails, sizes_only))
     (witness,) = refute(spec, Sizes(5, 5, q_offset=2, k_offset=1))
     assert (witness.claim, witness.batch, witness.head, witness.q, witness.k) == (fails, 0, 0, 2, 3)
-    assert str(witness) == "claim k <= q fails for the kept pair q = 2, k = 3, head 0, batch row 0"
+    place = "q = 2, k = 3, head 0, batch row 0; 5 queries x 5 keys"
+    assert str(witness) == f"claim k <= q fails for the kept pair {place}"
 
 
 def test_a_witness_names_the_head_that_breaks_the_claim() -> None:

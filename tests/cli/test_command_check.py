@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskc import cli
+from maskc import cli_check
 
 Maskc = Callable[..., tuple[int, str, str]]
 
@@ -52,14 +52,15 @@ def test_claims_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
     status, out, err = maskc("check", "claims.mask", "--seq", "5")
     assert (status, out) == (1, "")
     assert err == (
-        "claims.mask:3:11: claim k <= q fails for the kept pair q = 0, k = 1, head 0, batch row 0\n"
+        "claims.mask:3:11: claim k <= q fails for the kept pair q = 0, k = 1, head 0, batch row 0; "
+        "5 queries x 5 keys\n"
         "  3 |     claim k <= q\n"
         "    |           ^^^^^^\n"
     )
 
 
 def test_long_checks_say_so(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "LONG_CHECK", 24)
+    monkeypatch.setattr(cli_check, "LONG_CHECK", 24)
     Path("claims.mask").write_text("mask claims:\n    keep k < q\n    claim k <= q\n")
     said = "looking at 25 pairs for one that breaks a claim of claims ...\n"
     assert maskc("check", "claims.mask", "--seq", "5") == (0, "claims.mask: ok\n", said)
