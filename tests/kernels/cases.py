@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskc import samples
 from maskc.check import load
-from maskc.runtime import tolerance
+from maskc.runtime import prologue, tolerance
 from maskc.runtime.inputs import Call, prepare
 
 
@@ -47,7 +47,7 @@ class Case:
         shapes = ((heads, q_len, dim_qk), (kv_heads, k_len, dim_qk), (kv_heads, k_len, dim_v))
         q, k, v = (self.amplitude * torch.randn(self.batch, *shape, generator=generator) for shape in shapes)
         q, k, v = (x.to(self.dtype) for x in (q, k, v / self.amplitude))
-        missing = [i.name for i in spec.inputs if i.name not in self.given]
+        missing = [i.name for i in spec.given if i.name not in self.given]
         given = dict(self.given)
         if missing:
             sizes = _sizes(self, spec, given)
@@ -84,7 +84,8 @@ def judged(call: Call, engine: Any) -> tolerance.Report:
     """An engine's output, log-sum-exp and gradients against dense in float64."""
     d_out, d_lse = upstream(call)
     out, lse = engine.forward(call)
-    d_q, d_k, d_v = engine.backward(call, out, lse, d_out, d_lse)
+    d_q, *rest = engine.backward(call, out, lse, d_out, d_lse)
+    d_k, d_v = (prologue.inner(call.spec, call.sizes, x) for x in rest)
     actual = {"out": out, "lse": lse, "dq": d_q, "dk": d_k, "dv": d_v}
     return tolerance.check(call, actual, d_out, d_lse)
 

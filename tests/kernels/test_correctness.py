@@ -12,6 +12,7 @@ from maskc.runtime.inputs import Call
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
+SLOPE = torch.tensor([0.5, -0.25, 1.0, 0.0, 2.0])
 WINDOW = "keep 0 <= q - k < 20"
 
 CASES = (
@@ -56,6 +57,25 @@ CASES = (
     Case("choice", "keep (k <= q) if q % 2 == 0 else (k % 4 == q % 4)"),
     Case("parameter", "mask case(on: bool):\n    keep on or k <= q", given={"on": False}),
     Case("grid", "axes y, x\nkeep abs(q.y - k.y) <= 2 and (q.x + k.x) % 2 == 0", given={"y": 7, "x": 10}),
+    # Tables of the spec itself, sizes of their dims, parts and borders.
+    Case("literal table", "keep k <= q\nscore += [0.5, -1.0, 2.0][(q - k) % 3]"),
+    Case("literal matrix", "keep [[1, 0, 1], [0, 1, 1]][q % 2, k % 4] == 1 and k <= q"),
+    Case("literal booleans", "let on = [True, False, True]\nkeep on[(q - k) % 3] or on[k - q]"),
+    Case("size of a dim", "input slope: float[n]\nkeep k <= q + n\nscore += slope[q % n] - n", given={"slope": SLOPE}),
+    Case("scale in a score", "keep k <= q\nscore = score / scale * 0.2 + scale", scale=0.3),
+    Case(
+        "parts",
+        "axes cls: 1, patch: (y, x), text: t\n"
+        "keep (q in patch and k in patch and abs(q.y - k.y) <= 1) or k in cls or (q in text and k <= q)",
+        lengths=(40, 40),
+        given={"y": 4, "x": 6, "t": 15},
+    ),
+    Case(
+        "border",
+        "axes y, x border 2\nkeep abs(q.y - k.y) <= 2 and abs(q.x - k.x) <= 2",
+        lengths=(48, 48),
+        given={"y": 6, "x": 8},
+    ),
     Case("three axes", "axes z, y, x\nkeep q.z == k.z or (q.y == k.y and q.x <= k.x)", given={"z": 2, "y": 5, "x": 7}),
     Case(
         "offset per row",
