@@ -38,11 +38,13 @@ _OF_SCORES = (Score, Dot, Scale)
 
 def refusal(spec: MaskSpec, engine: str) -> Diagnostic | None:
     """The first part of a spec that an engine cannot run; None where it runs all of it. `dense` runs everything."""
-    if engine == "dense":
+    found = _first_unrunnable(spec, engine)
+    if found is None:
         return None
-    for text, span in _unrunnable(spec, engine):
-        return Diagnostic(f"engine '{engine}' cannot run '{text}' yet", span, hint="engine='dense' can")
-    return None
+    text, span = found
+    others = [other for other in ("tiled", "dense") if _first_unrunnable(spec, other) is None]
+    hint = " and ".join(f"engine='{other}'" for other in others) + " can"
+    return Diagnostic(f"engine '{engine}' cannot run '{text}' yet", span, hint=hint)
 
 
 def require(spec: MaskSpec, engine: str) -> None:
@@ -67,27 +69,25 @@ def reads_scores(spec: MaskSpec) -> bool:
     return any(_first(clause, _OF_SCORES) is not None for clause in spec.clauses)
 
 
+def _first_unrunnable(spec: MaskSpec, engine: str) -> tuple[str, Span | None] | None:
+    return None if engine == "dense" else next(_unrunnable(spec, engine), None)
+
+
 def _unrunnable(spec: MaskSpec, engine: str) -> Iterator[tuple[str, Span | None]]:
     """Everything that the engine cannot run, as text and place."""
     for entry in spec.inputs:
         if entry.learned:
             yield _line(entry.span, f"input {entry.name}: {entry.type.value} learned")
-    for clause in spec.clauses:
-        yield from _nodes(clause, (*_OF_SCORES, *_without(spec, engine)))
-    yield from _nodes(spec.score, (Dot, *_without(spec, engine)))
+    unwritten = _UNWRITTEN if engine in KERNELS else ()
+    for expr, kinds in (*((clause, _OF_SCORES) for clause in spec.clauses), (spec.score, (Dot,))):
+        found = _first(expr, (*kinds, *unwritten))
+        if isinstance(found, Bucket) and found.row.input == spec.packed:
+            yield _line(found.span, f"packed {spec.packed}")
+        elif found is not None:
+            yield _written(found, expr)
     if engine in KERNELS:
         yield from _prefix_sums(spec)
     yield from _statements(spec)
-
-
-def _without(spec: MaskSpec, engine: str) -> tuple[type, ...]:
-    return _UNWRITTEN if engine in KERNELS else ()
-
-
-def _nodes(expr: Expr, kinds: tuple[type, ...]) -> Iterator[tuple[str, Span | None]]:
-    found = _first(expr, kinds)
-    if found is not None:
-        yield _written(found, expr)
 
 
 def _prefix_sums(spec: MaskSpec) -> Iterator[tuple[str, Span | None]]:
