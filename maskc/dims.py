@@ -4,14 +4,13 @@ A dim that is written with positions covers the values that the expression takes
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from maskc import typed
 from maskc.diagnostics import did_you_mean
 from maskc.elaborate import Elaborator
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
-from maskc.layout import Cell, Layout, Place, end, line_end
+from maskc.layout import VIRTUAL, Cell, Layout, Place, before, end, line_end
 from maskc.scope import AxisName, FunctionValue, MaskValue, Reading, Scope, Value
 from maskc.spec import (
     TRUE,
@@ -36,6 +35,7 @@ from maskc.spec import (
     Side,
     Total,
     Type,
+    placed,
     walk,
 )
 
@@ -49,7 +49,6 @@ class Dims(Elaborator):
 
     def dim(self, node: syntax.Expression, scope: Scope, reading: Reading, range_: bool = False) -> Dim | None:
         """One dim of a table, or with `range_` what stands behind `of`."""
-        text = expression_text(node.span)
         layout = reading.layout or Layout()
         match node:
             case syntax.Name(text=name) if name in _COUNTS:
@@ -67,16 +66,16 @@ class Dims(Elaborator):
                 self.warn(
                     f"entries of a dim '{name}' are counted from position 0, whatever the offset", node.span, hint
                 )
-                return self._extent(node, text, scope, reading, range_)
+                return self._extent(node, scope, reading, range_)
             case syntax.Name(text=name) if isinstance(found := scope.find(name), AxisName) and found.size is not None:
                 if _changes_between_pairs(found.size):
                     self.report(f"'{name}' has a size of its own in every document", node.span, _IN_DOCUMENTS)
                     return None
-                return Dim(DimKind.EXTENT, name, replace(found.size, span=node.span))
+                return Dim(DimKind.EXTENT, name, placed(found.size, node.span))
             case syntax.Name(text=name) if _is_free(scope.find(name)) and name not in _NOT_FREE:
                 return None if self.report_later(node, scope) else self._free(node)
             case _:
-                return self._extent(node, text, scope, reading, range_)
+                return self._extent(node, scope, reading, range_)
 
     def _line_dim(self, node: syntax.Name, name: str, layout: Layout) -> Dim | None:
         """`q`, `k`, `seq`: one entry per query, key or position."""
@@ -101,9 +100,9 @@ class Dims(Elaborator):
             self.warn(f"'{node.text}' is a size of its own, bound by the tensor", node.span, near)
         return Dim(DimKind.FREE, node.text)
 
-    def _extent(self, node: syntax.Expression, text: str, scope: Scope, reading: Reading, range_: bool) -> Dim | None:
+    def _extent(self, node: syntax.Expression, scope: Scope, reading: Reading, range_: bool) -> Dim | None:
         """A dim that covers the values of an expression, or is as long as one of sizes and parameters."""
-        layout = reading.layout or Layout()
+        layout, text = reading.layout or Layout(), expression_text(node.span)
         inner, axes = _last_values(scope, layout)
         extent = self._int(node, inner, reading, "a dim")
         if extent is None:
@@ -123,7 +122,7 @@ class Dims(Elaborator):
         if isinstance(extent, Literal) and extent.value < 0:
             self.report("a dim cannot be negative", node.span)
             return None
-        return Dim(DimKind.EXTENT, text, replace(extent, span=node.span))
+        return Dim(DimKind.EXTENT, text, placed(extent, node.span))
 
     def _int(self, node: syntax.Expression, scope: Scope, reading: Reading, what: str) -> Expr | None:
         """An int; `what` begins the sentence that is said if it is none."""
@@ -152,7 +151,7 @@ class Dims(Elaborator):
             case DimKind.BATCH | DimKind.HEAD | DimKind.KV_HEAD:
                 return Total(Type.INT, Count(dim.kind.value), span=fact.span)
             case DimKind.SEQ:
-                return replace(line_end(), span=fact.span)
+                return placed(line_end(), fact.span)
             case DimKind.EXTENT if dim.text in ("q", "k"):
                 return end(Side(dim.text))
             case DimKind.EXTENT:
@@ -187,20 +186,14 @@ def _is_free(found: Value | None) -> bool:
 def _last_values(scope: Scope, layout: Layout) -> tuple[Scope, tuple[str, ...]]:
     """A scope in which positions, axes and parts stand for their last values; and the names of axes and parts."""
     inner = Scope(scope)
-    names = tuple(dict.fromkeys((*layout.axis_names, *layout.part_names)))
-    sizes = {name: layout.tokens(name) if name in layout.part_names else layout.axis_size(name) for name in names}
-    last = {name: _before(size) for name, size in sizes.items() if size is not None}
+    last = layout.last
     for side in Side:
-        numberless = layout.place(side).numberless
-        inner.names[side.value] = Place(_before(end(side)), (Cell(Part(None), TRUE, last),), None, numberless)
-    inner.names["seq"] = _before(line_end())
+        numberless = VIRTUAL if layout.border is not None and side is Side.K else None
+        inner.names[side.value] = Place(before(end(side)), (Cell(Part(None), TRUE, last),), None, numberless)
+    inner.names["seq"] = before(line_end())
     for name, value in last.items():
-        inner.names[name] = AxisName(name, sizes[name], last=value)
-    return inner, names
-
-
-def _before(size: Expr) -> Expr:
-    return typed.arithmetic(BinaryOp.SUB, size, typed.integer(1), None)
+        inner.names[name] = AxisName(name, layout.sizes[name], last=value)
+    return inner, (*layout.axis_names, *layout.part_names)
 
 
 def _follows_positions(node: syntax.Expression, axes: tuple[str, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from maskc import folds, rows, typed
@@ -10,7 +10,7 @@ from maskc.diagnostics import Span
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
 from maskc.scope import Reading, Scope, Unknown, Value
-from maskc.spec import Bound, Count, Expr, FoldOp, Kept, Side, Type
+from maskc.spec import Bound, Count, Expr, FoldOp, Kept, Side, Type, placed
 from maskc.subscripts import Subscripts
 
 _FOLDS = {op.value: op for op in FoldOp}
@@ -148,7 +148,7 @@ class Functions(Subscripts):
         if made is not None and table.source is None and not table.sorted:
             hint = f"say so: 'input {table.name}: ... sorted'"
             self.warn(f"'bucket' needs ascending rows, and '{table.name}' is not said to have them", where, hint)
-        return None if made is None else replace(made, span=node.span)
+        return None if made is None else placed(made, node.span)
 
     # ---- folds
 

@@ -25,7 +25,6 @@ from maskc.spec import (
     UnaryOp,
     Weight,
     children,
-    walk,
 )
 
 
@@ -84,7 +83,7 @@ def _is_learned(table: str, inputs: Mapping[str, InputSpec]) -> bool:
 def tables(expr: Expr, inputs: Sequence[InputSpec]) -> set[str]:
     """The tables that an expression reads, those behind prefix sums among them."""
     found: set[str] = set()
-    for node in walk(expr):
+    for node in _distinct(expr):
         match node:
             case Read():
                 found.add(node.input)
@@ -103,6 +102,18 @@ def tables_with_gradient(expr: Expr, inputs: Sequence[InputSpec]) -> set[str]:
     for node in sources(expr):
         found |= {node.input} if isinstance(node, Read) else {row.input for row in _rows(node)}
     return found | _behind(found, inputs)
+
+
+def _distinct(expr: Expr) -> Iterator[Expr]:
+    """Every node, one that occurs several times once."""
+    seen: set[int] = set()
+    pending = [expr]
+    while pending:
+        node = pending.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pending += children(node)
 
 
 def _behind(names: set[str], inputs: Sequence[InputSpec]) -> set[str]:

@@ -6,7 +6,7 @@ query and the key, which know their coordinates in every part. `Facts` say in wh
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from maskc import typed
 from maskc.diagnostics import Span
@@ -31,6 +31,7 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
+    placed,
     walk,
 )
 
@@ -143,6 +144,17 @@ class Layout:
         sizes = {p.tokens for p in (*self.queries, *self.keys) if p.name == name}
         return sizes.pop() if len(sizes) == 1 else None
 
+    @cached_property
+    def sizes(self) -> Mapping[str, Expr]:
+        """The sizes of all axes, and of the parts of every name where they have one size."""
+        sizes = {**{a: self.axis_size(a) for a in self.axis_names}, **{p: self.tokens(p) for p in self.part_names}}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    @cached_property
+    def last(self) -> Mapping[str, Expr]:
+        """The last coordinate along every axis, and in the parts of every name."""
+        return {name: before(size) for name, size in self.sizes.items()}
+
     def parts(self, side: Side) -> tuple[Part, ...]:
         """The parts of one side's line; a plain grid is one without a name."""
         if self.axes:
@@ -171,14 +183,21 @@ class Layout:
         return Length(Type.INT, side, span=span)
 
 
+@cache
 def end(side: Side) -> Expr:
     """The position behind the last one of a side."""
     return typed.arithmetic(BinaryOp.ADD, Offset(Type.INT, side), Length(Type.INT, side), None)
 
 
+@cache
 def line_end() -> Expr:
     """The position behind the last one of the shared line."""
     return typed.arithmetic(BinaryOp.MAX, end(Side.Q), end(Side.K), None)
+
+
+def before(position: Expr) -> Expr:
+    """The position before another one."""
+    return typed.arithmetic(BinaryOp.SUB, position, typed.integer(1), None)
 
 
 # ---- parts
@@ -357,7 +376,7 @@ def position_in_documents(index: Expr, layout: Layout) -> Expr:
     sides = {node.side for node in walk(index) if isinstance(node, Position)}
     document = layout.documents[Side.K if sides == {Side.K} else Side.Q]
     if index == document.local:
-        return replace(document.token, span=index.span)
+        return placed(document.token, index.span)
     inside = typed.logical(
         BinaryOp.AND,
         typed.comparison(BinaryOp.GE, index, typed.integer(0), None),

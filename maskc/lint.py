@@ -79,7 +79,7 @@ def lint(spec: MaskSpec, statements: Sequence[Span]) -> Iterator[Diagnostic]:
         else:
             yield from _idle_operands(clause, statement, judge)
     for expr in spec.exprs:
-        yield from _arithmetic(expr, judge, guarded=False, seen=set())
+        yield from _arithmetic(expr, judge)
     yield from _rows(spec, judge)
     yield from _row_sum(spec)
 
@@ -117,23 +117,26 @@ def _idle_operands(expr: Expr, statement: Span, judge: "_Judge") -> Iterator[Dia
             yield _warning(f"this {word}", operand.span)
 
 
-def _arithmetic(expr: Expr, judge: "_Judge", guarded: bool, seen: set[int]) -> Iterator[Diagnostic]:
+def _arithmetic(expr: Expr, judge: "_Judge") -> Iterator[Diagnostic]:
     """Divisors that can be zero outside a branch, and results that can leave 64 bits."""
-    if id(expr) in seen:
-        return
-    seen.add(id(expr))
-    if isinstance(expr, Fold):
-        judge.enter(expr)
-    if isinstance(expr, Binary):
-        if expr.op in _DIVISIONS and not guarded:
-            yield from _zero_divisor(expr, judge)
-        if judge.overflows(expr):
-            hint = "positions are taken to lie below 2 ** 31, coordinates below 2 ** 20"
-            yield _warning("this can leave 64 bits", expr.span, hint)
-    for place, child in enumerate(children(expr)):
-        branch = isinstance(expr, Select) and place > 0
-        shortcut = isinstance(expr, Binary) and expr.op in _LOGICAL and place > 0
-        yield from _arithmetic(child, judge, guarded or branch or shortcut, seen)
+    seen: set[tuple[int, bool]] = set()
+    pending = [(expr, False)]  # with whether a branch guards it
+    while pending:
+        node, guarded = pending.pop()
+        if Binary not in node.kinds or (id(node), guarded) in seen:
+            continue
+        seen.add((id(node), guarded))
+        if isinstance(node, Fold):
+            judge.enter(node)
+        if isinstance(node, Binary):
+            if node.op in _DIVISIONS and not guarded:
+                yield from _zero_divisor(node, judge)
+            if node.type is Type.INT and judge.overflows(node):
+                hint = "positions are taken to lie below 2 ** 31, coordinates below 2 ** 20"
+                yield _warning("this can leave 64 bits", node.span, hint)
+        first, *others = children(node)
+        branches = isinstance(node, Select) or (isinstance(node, Binary) and node.op in _LOGICAL)
+        pending += [(first, guarded), *((child, guarded or branches) for child in others)]
 
 
 def _zero_divisor(expr: Binary, judge: "_Judge") -> Iterator[Diagnostic]:

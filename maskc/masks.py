@@ -154,9 +154,10 @@ class Masks(Predicates):
         if not learned:
             return
         reached = {table for expr in spec.exprs for table in tables_with_gradient(expr, spec.inputs)}
-        read = {table for expr in spec.exprs for table in tables(expr, spec.inputs)}
-        for entry in learned:
-            if entry.name in read - reached:
+        lost = [entry for entry in learned if entry.name not in reached]
+        read = {table for expr in spec.exprs for table in tables(expr, spec.inputs)} if lost else set()
+        for entry in lost:
+            if entry.name in read:
                 self.report(
                     f"'{entry.name}' is learned, but decisions alone read it, and these pass on no gradient",
                     entry.span,

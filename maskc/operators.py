@@ -7,7 +7,6 @@ reported.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from typing import assert_never
 
 from maskc import folds, typed
@@ -16,7 +15,7 @@ from maskc.grammar import syntax
 from maskc.layout import Place
 from maskc.names import Names
 from maskc.scope import AxisName, FunctionValue, LetValue, MaskValue, Reading, Scope, Table, Unknown, Value
-from maskc.spec import BinaryOp, Expr, Side, Token, children
+from maskc.spec import BinaryOp, Expr, Side, Token, children, placed
 
 
 class Operators(Names, ABC):
@@ -54,7 +53,7 @@ class Operators(Names, ABC):
     def number(self, node: syntax.Expression, scope: Scope, reading: Reading) -> Expr | None:
         """A boolean, int or float. The span of a name is where it is read, that of more where it is written."""
         expr = self.scalar(self.value(node, scope, reading), node.span, reading)
-        return expr if expr is None or children(expr) else replace(expr, span=node.span)
+        return expr if expr is None or children(expr) else placed(expr, node.span)
 
     def scalar(self, value: Value, span: Span, reading: Reading) -> Expr | None:
         """A value as a boolean, int or float."""

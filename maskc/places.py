@@ -5,28 +5,31 @@ is read. `assuming` is entered wherever the meaning of an expression makes sure 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from maskc.diagnostics import Span, did_you_mean
 from maskc.grammar import syntax
 from maskc.layout import Layout, Place, assumed, coordinate, in_part, segment, strays
 from maskc.operators import Operators
 from maskc.scope import AxisName, Reading, Scope, Unknown, Value
-from maskc.spec import FINAL_SCORE, Expr, Part
+from maskc.spec import FINAL_SCORE, Expr, Part, placed
 
 
 class Places(Operators):
     """Reads coordinates, sizes and memberships."""
 
-    @contextmanager
-    def assuming(self, condition: Expr | None, holds: bool, reading: Reading) -> Iterator[None]:
+    def assuming(self, condition: Expr | None, holds: bool, reading: Reading) -> AbstractContextManager[None]:
         """While this is entered, expressions are read that are evaluated only where `condition` is what `holds` says;
         `condition` is None where it could not be read.
         """
+        if condition is None or not _in_parts(reading):
+            return nullcontext()
+        return self._assuming(condition, holds, reading)
+
+    @contextmanager
+    def _assuming(self, condition: Expr, holds: bool, reading: Reading) -> Iterator[None]:
         before = reading.facts
-        if condition is not None:
-            self.assume(condition, holds, reading)
+        self.assume(condition, holds, reading)
         try:
             yield
         finally:
@@ -34,7 +37,7 @@ class Places(Operators):
 
     def assume(self, condition: Expr, holds: bool, reading: Reading) -> None:
         """From here on, expressions are read that are evaluated only where `condition` is what `holds` says."""
-        places = [p for p in (reading.q, reading.k) if len(p.cells) > 1 and p.side is not None]
+        places = _in_parts(reading)
         if places:
             reading.facts = assumed(reading.facts, places, condition, holds)
 
@@ -57,7 +60,7 @@ class Places(Operators):
                 f"the parts named '{axis.name}' have different sizes", node.span, "give them names of their own"
             )
         else:
-            return replace(axis.size, span=node.span)
+            return placed(axis.size, node.span)
         return Unknown()
 
     def of_place(self, node: syntax.Attribute, at: Place, reading: Reading) -> Value:
@@ -73,14 +76,14 @@ class Places(Operators):
         if astray:
             self._report_stray(node, at, name, astray, reading.use or node.span)
             return Unknown()
-        return replace(value, span=node.span)
+        return placed(value, node.span)
 
     def _segment(self, node: syntax.Attribute, at: Place) -> Value:
         if at.numberless is not None or not any(cell.part.name is not None for cell in at.cells):
             message = f"'{node.owner.span.text}' lies in no named part"
             self.report(at.numberless or message, node.span, "name parts: 'axes cls: 1, patch: (y, x)'")
             return Unknown()
-        return replace(segment(at), span=node.span)
+        return placed(segment(at), node.span)
 
     def _report_stray(self, node: syntax.Attribute, at: Place, name: str, astray: list[Part], span: Span) -> None:
         owner = node.owner.span.text
@@ -139,7 +142,12 @@ class Places(Operators):
             parts = f"its parts are {', '.join(names)}" if names else None
             self.report(f"'{node.operands[0].span.text}' has no part '{part.name}'", where, parts)
             return None
-        return replace(found, span=node.span)
+        return placed(found, node.span)
+
+
+def _in_parts(reading: Reading) -> list[Place]:
+    """The query and the key, as far as they may lie in several parts."""
+    return [place for place in (reading.q, reading.k) if len(place.cells) > 1 and place.side is not None]
 
 
 def named(layout: Layout | None, name: str) -> AxisName | None:

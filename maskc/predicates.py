@@ -10,7 +10,7 @@ from maskc.inputs import TYPES
 from maskc.layout import Layout, Place, seen
 from maskc.reductions import Reductions
 from maskc.scope import MaskValue, Reading, Scope, Unknown, Value
-from maskc.spec import FINAL_SCORE, BinaryOp, Claim, Expr, Part, Side, Type, conjunction
+from maskc.spec import FINAL_SCORE, BinaryOp, Claim, Expr, Part, Side, Type, conjunction, placed
 
 _OF_SCORES = {
     syntax.Score: "score",
@@ -52,7 +52,7 @@ class Predicates(Reductions):
         if len(clauses) < sum(isinstance(s, syntax.Keep | syntax.Packed) for s in used.body):
             return Unknown()  # a clause that could not be read
         reading.claims += [c for c in inside.claims if not c.over_pairs]
-        return replace(conjunction(tuple(clauses)), span=node.span)
+        return placed(conjunction(tuple(clauses)), node.span)
 
     def _is_predicate(self, used: syntax.Mask, span: Span) -> bool:
         """Whether only `keep`s say what a mask does; reports the first line that says more."""

@@ -72,6 +72,8 @@ class Reductions(Normalizers):
 
     def _is_of_all_pairs(self, node: syntax.Reduce, reading: Reading) -> bool:
         """Reports a table with an entry for every pair."""
+        if len(node.slots) < 2:
+            return False
         axes = reading.axes or ()
         written = {expression_text(slot.index.span) for slot in node.slots if slot.size is None}
         for side in ("q", "k"):

@@ -66,6 +66,8 @@ class Reports:
         expr = self.tried(span, make, *operands)
         if expr is None:
             return None
+        if expr.size <= DEPTH_LIMIT:
+            return expr  # and no deeper than that
         if expr.depth > DEPTH_LIMIT:
             self.report(f"this expression is more than {DEPTH_LIMIT} levels deep once everything is inlined", span)
             return None

@@ -16,7 +16,13 @@ from maskc.diagnostics import Span
 Scalar = bool | int | float
 
 
-class Type(Enum):
+class Word(Enum):
+    """A word of the language."""
+
+    __hash__ = object.__hash__  # one object per word; the hash of `Enum` is Python code, and words are hashed often
+
+
+class Type(Word):
     """Type of an expression, an input's entries or a parameter. Integers have 64 bits."""
 
     BOOL = "bool"
@@ -24,14 +30,14 @@ class Type(Enum):
     FLOAT = "float"
 
 
-class Side(Enum):
+class Side(Word):
     """Which end of a pair."""
 
     Q = "q"
     K = "k"
 
 
-class Count(Enum):
+class Count(Word):
     """An index that is the same for every pair of one attention matrix, or the number of its values."""
 
     BATCH = "batch"
@@ -39,7 +45,7 @@ class Count(Enum):
     KV_HEAD = "kv_head"
 
 
-class UnaryOp(Enum):
+class UnaryOp(Word):
     """Operators of one operand. FLOOR, CEIL and ROUND (half to even) give integers; NaN and infinities become 0."""
 
     NEG = "-"
@@ -59,7 +65,7 @@ class UnaryOp(Enum):
     SQRT = "sqrt"
 
 
-class BinaryOp(Enum):
+class BinaryOp(Word):
     """Operators of two operands of equal type.
 
     FLOORDIV and MOD floor, and give 0 for a divisor of 0. The checker never makes TRUNCDIV and TRUNCMOD (C's division):
@@ -111,7 +117,7 @@ def _hash_once(cls: type[_T]) -> type[_T]:
 
     def portable(self: Any) -> dict[str, object]:
         # Strings hash differently in every process.
-        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_hash", "_measured")}
 
     for name, method in (("__hash__", once), ("__getstate__", portable)):
         setattr(cls, name, method)
@@ -120,6 +126,17 @@ def _hash_once(cls: type[_T]) -> type[_T]:
 
 Kind = type
 """A class of nodes."""
+
+
+class _Singletons(dict[Kind, frozenset[Kind]]):
+    """The set of one class, each made once."""
+
+    def __missing__(self, kind: Kind) -> frozenset[Kind]:
+        made = self[kind] = frozenset((kind,))
+        return made
+
+
+_KINDS = _Singletons()
 
 
 @dataclass(frozen=True)
@@ -132,24 +149,35 @@ class Node:
     def __str__(self) -> str:
         return render(self)  # type: ignore[arg-type]
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Number of nodes when every shared part is written out."""
-        below: list[int] = [child.size for child in children(self)]  # type: ignore[arg-type]
-        return 1 + sum(below)
+        return self._measures[0]
 
-    @cached_property
+    @property
     def depth(self) -> int:
         """Number of nodes on the longest way down."""
-        below: list[int] = [child.depth for child in children(self)]  # type: ignore[arg-type]
-        return 1 + max(below, default=0)
+        return self._measures[1]
 
-    @cached_property
+    @property
     def kinds(self) -> frozenset[Kind]:
         """The classes of all its nodes."""
-        own: frozenset[Kind] = frozenset((self.__class__,))
-        below: list[frozenset[Kind]] = [child.kinds for child in children(self)]  # type: ignore[arg-type]
-        return own.union(*below)
+        return self._measures[2]
+
+    @property
+    def _measures(self) -> tuple[int, int, frozenset[Kind]]:
+        """Size, depth and kinds, found by one walk and kept (without the lock that `cached_property` takes)."""
+        known: tuple[int, int, frozenset[Kind]] | None = self.__dict__.get("_measured")
+        if known is not None:
+            return known
+        size, depth, kinds = 1, 0, _KINDS[self.__class__]
+        for child in children(self):  # type: ignore[arg-type]
+            below = child._measures
+            size += below[0]
+            depth = max(depth, below[1])
+            kinds = kinds if below[2] <= kinds else kinds | below[2]
+        known = self.__dict__["_measured"] = size, 1 + depth, kinds
+        return known
 
 
 @dataclass(frozen=True)
@@ -367,7 +395,7 @@ class Rand(Node):
     arguments: tuple["Expr", ...]
 
 
-class FoldOp(Enum):
+class FoldOp(Word):
     """How a `Fold` joins its values."""
 
     ANY = "any"
@@ -426,10 +454,10 @@ WEIGHT = Weight(Type.FLOAT)
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The operands of a node, in the order in which they are written."""
     match expr:
-        case Unary() | Cast():
-            return (expr.operand,)
         case Binary():
             return (expr.left, expr.right)
+        case Unary() | Cast():
+            return (expr.operand,)
         case Select():
             return (expr.condition, expr.then, expr.otherwise)
         case Read():
@@ -444,6 +472,15 @@ def children(expr: Expr) -> tuple[Expr, ...]:
             return (expr.count, expr.body)
         case _:
             return ()
+
+
+def placed(expr: Expr, span: Span | None) -> Expr:
+    """The same expression at another place of the text; what is known of it stays known."""
+    if expr.span is span:
+        return expr
+    copy = object.__new__(expr.__class__)
+    copy.__dict__.update(expr.__dict__, span=span)
+    return copy
 
 
 def rebuild(expr: Expr, change: Callable[[Expr], Expr]) -> Expr:
@@ -604,7 +641,7 @@ class ParameterSpec:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
-class DimKind(Enum):
+class DimKind(Word):
     """How the extent of an input's dim follows from the call."""
 
     BATCH = "batch"
@@ -692,7 +729,7 @@ class Part:
         return product
 
 
-class Form(Enum):
+class Form(Word):
     """How a row of scores becomes weights."""
 
     SOFTMAX = "softmax"
@@ -716,7 +753,7 @@ class Normalizer:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
-class ReduceOp(Enum):
+class ReduceOp(Word):
     """How a `Reduction` joins what pairs contribute; of none: 0, 0, -inf, inf, -inf, 0."""
 
     SUM = "sum"
@@ -745,7 +782,7 @@ class Reduction:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
-class RowDefault(Enum):
+class RowDefault(Word):
     """The output of a query that is not computed: 0; the mean of the values that it would see (0 of none); the value of
     the key at its own position (0 where there is none).
     """

@@ -14,7 +14,7 @@ from maskc.grammar import syntax
 from maskc.layout import Layout, Place, entry
 from maskc.places import Places
 from maskc.scope import AxisName, FunctionValue, Reading, Scope, Table, Unknown, Value
-from maskc.spec import Dim, Expr, InputSpec, Literal, Node, PrefixSum, Read, Row, Token, Type, Vector
+from maskc.spec import Dim, Expr, InputSpec, Literal, Node, PrefixSum, Read, Row, Token, Type, Vector, placed
 from maskc.typed import OperandError
 
 _Shape = tuple[int, ...]
@@ -93,7 +93,7 @@ class Subscripts(Places):
         if found is None or item is None:
             return None
         made = self.made(where, rows.member, item, *found)
-        return None if made is None else replace(made, span=span)
+        return None if made is None else placed(made, span)
 
     def _at(self, reading: Reading) -> rows.At:
         return partial(_written_index, reading.layout or Layout())
@@ -209,10 +209,6 @@ def _shape(node: syntax.List, leaves: list[syntax.Expression], depth: int) -> _S
             message = f"the rows of a table have one shape; this one has {_entries(shape)}, the first {_entries(first)}"
             raise OperandError(message, item.span, "fill up the shorter ones")
     assert first is not None
-    if len(leaves) > rows.ENTRIES_LIMIT:
-        raise OperandError(
-            f"a literal table has at most {rows.ENTRIES_LIMIT:,} entries", node.span, "give it as an input"
-        )
     return (len(node.items), *first)
 
 

@@ -244,8 +244,8 @@ def builtin(name: str, numbers: list[Expr], span: Span | None) -> Expr:
 
 
 def _common(left: Expr, right: Expr, at_least: Type) -> Type:
-    ranks = list(Type)
-    return ranks[max(ranks.index(left.type), ranks.index(right.type), ranks.index(at_least))]
+    present = (left.type, right.type, at_least)
+    return Type.FLOAT if Type.FLOAT in present else Type.INT if Type.INT in present else Type.BOOL
 
 
 def _bitwise(op: BinaryOp, left: Expr, right: Expr, span: Span | None) -> Expr:
