@@ -1,4 +1,5 @@
-"""What a spec promises about the contents of inputs, checked entry by entry: `of`, `sorted` and `packed`.
+"""What a spec promises about the contents of tables, checked entry by entry: `of`, `sorted`, `packed`, and rows that
+`bucket` searches.
 
 Plans and engines rely on these promises. Arrays may be of numpy or of torch; looking at the latter waits for their
 device.
@@ -6,6 +7,7 @@ device.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from maskc.diagnostics import MaskInputError
 from maskc.grids import line_length
 from maskc.scalars import value, written
-from maskc.spec import InputSpec, MaskSpec, PrefixSum, Sizes
+from maskc.spec import Bucket, InputSpec, MaskSpec, PrefixSum, Sizes, walk
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -25,13 +27,16 @@ def check(spec: MaskSpec, sizes: Sizes, tables: Mapping[str, Array]) -> None:
     """
     latest = _latest(sizes, tables)
     for entry in spec.inputs:
-        if entry.name not in tables or isinstance(entry.source, PrefixSum):
+        if entry.name not in tables:
             continue
         table = tables[entry.name]
-        if entry.below is not None:
+        declared = not isinstance(entry.source, PrefixSum)
+        if entry.below is not None and declared:
             _check_range(entry, table, int(value(entry.below, latest)))
-        if entry.sorted or entry.name == spec.packed:
-            _check_ascending(entry, table)
+        if (entry.sorted and declared) or entry.name == spec.packed:
+            _check_ascending(entry, table, "is declared sorted")
+        elif entry.name in _searched(spec):
+            _check_ascending(entry, table, "is searched by 'bucket', which needs ascending rows")
         if entry.name == spec.packed:
             _check_starts(entry, table, line_length(spec, latest))
 
@@ -56,7 +61,13 @@ def _check_range(entry: InputSpec, table: Array, below: int) -> None:
         )
 
 
-def _check_ascending(entry: InputSpec, table: Array) -> None:
+@lru_cache(maxsize=256)
+def _searched(spec: MaskSpec) -> frozenset[str]:
+    """The tables in whose rows `bucket` searches."""
+    return frozenset(node.row.input for expr in spec.exprs for node in walk(expr) if isinstance(node, Bucket))
+
+
+def _check_ascending(entry: InputSpec, table: Array, promise: str) -> None:
     """NaN ascends from nothing and to nothing."""
     if not table.ndim:
         return
@@ -64,7 +75,7 @@ def _check_ascending(entry: InputSpec, table: Array) -> None:
     if place is not None:
         *outer, last = place
         before, after = table[place].item(), _entry(entry, table, (*outer, last + 1))
-        raise MaskInputError(f"input '{entry.name}' is declared sorted, but {after} and follows {before}")
+        raise MaskInputError(f"input '{entry.name}' {promise}, but {after} and follows {before}")
 
 
 def _check_starts(entry: InputSpec, table: Array, length: int) -> None:

@@ -167,6 +167,18 @@ def test_a_sorted_row_ascends_even_where_it_is_not_a_number():
 
 
 @pytest.mark.parametrize("engine", ["tiled", "dense"])
+def test_rows_that_are_searched_ascend(engine):
+    text = "mask m:\n    input edges: int[n]\n    keep bucket(q - k, edges) > 0\n"
+    attention = maskc.compile_attention(text, engine=engine)
+    assert attention(*qkv(), edges=torch.tensor([0, 2, 2])).shape == qkv()[0].shape
+    with pytest.raises(MaskInputError, match=r"searched by 'bucket', which needs ascending rows, but edges\[2\] is 1"):
+        attention(*qkv(), edges=torch.tensor([0, 2, 1]))
+    text = "mask m:\n    input step: int[n]\n    keep bucket(q - k, cumsum(step, n)) > 0\n"
+    with pytest.raises(MaskInputError, match="ascending rows"):
+        maskc.compile_attention(text, engine=engine)(*qkv(), step=torch.tensor([3, -1]))
+
+
+@pytest.mark.parametrize("engine", ["tiled", "dense"])
 def test_promises_follow_offsets_that_are_tensors(engine):
     attention = maskc.compile_attention(
         "mask m:\n    input owner: int[batch, seq] of seq\n    keep owner[q] == owner[k]\n", engine=engine
