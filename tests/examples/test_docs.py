@@ -1,6 +1,7 @@
 """What the documentation shows is what maskc does: every spec compiles, every message is the checker's own."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from maskc import cli
+from maskc import cli, library
 from maskc.check import diagnose, load_source
 from maskc.diagnostics import Source
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/language.md", "docs/architecture.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/language.md", "docs/library.md", "docs/architecture.md", "docs/kernels.md")
 BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -94,7 +95,7 @@ def test_commands_print_what_is_shown(
 ) -> None:
     monkeypatch.chdir(ROOT)
     command, _, shown = block.text.partition("\n")
-    assert cli.main(command.split()[2:]) == 0
+    assert cli.main(shlex.split(command)[2:]) == 0
     assert without_figures(capsys.readouterr().out) == without_figures(shown)
 
 
@@ -114,3 +115,15 @@ def test_links_inside_a_page_lead_to_a_heading(page: str) -> None:
         for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     }
     assert [target for target in re.findall(r"\]\(#([^)]+)\)", text) if target not in headings] == []
+
+
+def test_every_mask_and_function_of_the_library_is_described() -> None:
+    """Masks with a heading, a paper and a picture of their own; functions by their names."""
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    sections = {section.split("\n", 1)[0]: section for section in page.split("\n### ")}
+    for kind, name in re.findall(r"^(mask|def) (\w+)", library.text(), re.MULTILINE):
+        if kind == "def":
+            assert f"`{name}(" in page, name
+        else:
+            assert "$ maskc show --tokens " in sections[name], name
+            assert "\n- from: " in sections[name], name
