@@ -71,6 +71,7 @@ HABITS = {
 }
 SIZES_HINT = "sizes have names: 'q_len', 'k_len', 'y.size', or the name of the dim"
 ADVICE = {
+    **dict.fromkeys(("sin", "cos", "tan", "sine"), "there are no angles; give what depends on them as an input"),
     "len": SIZES_HINT,
     "softmax": "scores become weights by softmax unless a line 'normalize ...' says otherwise",
     "head_dim": "'scale' is 1 / sqrt of it",
