@@ -41,7 +41,6 @@ from maskc.spec import (
 )
 from maskc.typed import OperandError
 
-ENTRIES_LIMIT = 65_536
 DIMS_LIMIT = 4
 COUNTS = (DimKind.BATCH, DimKind.HEAD, DimKind.KV_HEAD)
 
