@@ -8,11 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from maskc import cli, library
-from maskc.check import diagnose, load_source
+from maskc import cli, compile_attention, library
+from maskc.check import check, diagnose, load_source
 from maskc.diagnostics import Source
+from maskc.grammar.parser import parse
+from maskc.samples import draw
+from maskc.sizes import resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/language.md", "docs/library.md", "docs/architecture.md", "docs/kernels.md")
@@ -127,3 +132,25 @@ def test_every_mask_and_function_of_the_library_is_described() -> None:
         else:
             assert "$ maskc show --tokens " in sections[name], name
             assert "\n- from: " in sections[name], name
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.page == "docs/library.md" and b.kind == "mask"], ids=str)
+def test_biases_of_the_library_run_and_learn(block: Block) -> None:
+    """Forward and backward in the definition; every learned table gets a gradient that is finite and not zero."""
+    generator = np.random.default_rng(0)
+    for spec in check(parse(Source(str(block), block.text))):
+        axes = dict(zip(spec.axes, {0: (), 2: (6, 7), 3: (3, 4, 4)}[len(spec.axes)], strict=True))
+        length = int(np.prod([*axes.values()])) if axes else 24
+        sizes = resolve(spec, q_len=length, k_len=length, batch=2, heads=3, kv_heads=3, given=axes)
+        tables = {name: torch.from_numpy(abs(t)).double() for name, t in draw(spec, sizes, generator).items()}
+        q, k, v, *_ = leaves = [torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3)] + [
+            *tables.values()
+        ]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        out = compile_attention(spec, engine="dense", **axes)(q, k, v, **tables)
+        out.square().sum().backward()
+        for leaf in leaves:
+            assert leaf.grad is not None
+            assert torch.isfinite(leaf.grad).all()
+            assert leaf.grad.any()
