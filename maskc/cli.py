@@ -7,7 +7,6 @@ the commands that run something (`run`, `verify`) and by the machine stages of `
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
@@ -17,27 +16,24 @@ import maskc
 from maskc import features, options
 from maskc.check import check, load, path_and_mask, read_source, source_of
 from maskc.cli_check import check_command
+from maskc.cli_show import print_picture, show_command
 from maskc.codegen.source import emit
 from maskc.compiler import compile_attention
 from maskc.diagnostics import MaskError
 from maskc.explain import (
     DEFAULT_TARGET,
-    Planned,
     call_title,
-    class_counts,
     dtype_of,
     engine_of,
     explanation,
     explanation_text,
     kernel_dtype,
     planned_call,
-    tile_totals,
     title,
 )
 from maskc.grammar.format import formatted, replace_file
 from maskc.grammar.parser import BYTE_LIMIT, parse
 from maskc.options import UsageError
-from maskc.picture import picture, shades_for
 from maskc.spec import MaskSpec
 from maskc.why import Pair, why
 
@@ -114,7 +110,9 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("paths", nargs="+", metavar="SPEC", help="file.mask, changed in place; - for stdin to stdout")
     command.add_argument("--check", action="store_true", help="change nothing; say what would change, and exit 1 then")
 
-    command = _command(commands, "show", show_command, "draw the block map")
+    command = _command(commands, "show", show_command, "draw the block map, or with --tokens every pair")
+    command.add_argument("--tokens", action="store_true", help="one cell per pair of a query and a key")
+    command.add_argument("--png", metavar="FILE", help="write the map to a file (needs matplotlib)")
     _spec_argument(command)
     _call_options(command)
     _engine_options(command)
@@ -263,21 +261,6 @@ def _format_stdin(check_only: bool) -> int:
     if text != source.text:
         print("<stdin>: would change")
     return int(text != source.text)
-
-
-def show_command(chosen: argparse.Namespace) -> int:
-    """The block map, its scale and legend, and the number of tiles of each class."""
-    planned = planned_call(load(chosen.spec), chosen)
-    print(title(planned))
-    print_picture(planned, chosen.width)
-    return 0
-
-
-def print_picture(planned: Planned, width: int | None) -> None:
-    """The block map, as wide as the terminal unless `width` says otherwise, and the number of tiles of each class."""
-    columns = width or shutil.get_terminal_size((100, 24)).columns
-    print(picture(planned.plan, width=columns, shades=shades_for(sys.stdout.encoding)))
-    print(f"tiles: {class_counts(*tile_totals(planned.plan))}")
 
 
 def explain_command(chosen: argparse.Namespace) -> int:

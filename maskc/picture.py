@@ -1,6 +1,6 @@
 """Block plan -> a picture of its tiles for a terminal, one cell per tile or per square of tiles."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,31 +13,33 @@ MOST_MAPS = 4  # different maps drawn before the rest is only counted
 
 @dataclass(frozen=True)
 class Shades:
-    """The characters of a picture. mixed: cells that stand for several tiles, from few live tiles to many."""
+    """The characters of a picture. mixed: cells that stand for several tiles, from few live tiles to many. lines:
+    between columns, between rows, and where they cross.
+    """
 
     empty: str
     partial: str
     full: str
     mixed: str
+    lines: str
 
     def legend(self, tiles_per_cell: int) -> str:
         """What the characters mean."""
-        if tiles_per_cell == 1:
-            return f"{self.full} full   {self.partial} partial   {self.empty} empty"
-        return (
-            f"{self.full} all full   {self.mixed[-1]} more than half live   {self.mixed[0]} at most half live   "
-            f"{self.empty} all empty"
-        )
+        signs = (self.empty, self.partial, self.full) if tiles_per_cell == 1 else (self.empty, *self.mixed, self.full)
+        named = zip(signs, level_names(tiles_per_cell), strict=True)
+        return "   ".join(f"{sign} {name}" for sign, name in reversed(list(named)))
 
 
-UNICODE = Shades(empty="·", partial="▒", full="█", mixed="░▓")
-ASCII = Shades(empty=".", partial="+", full="#", mixed="-*")
+UNICODE = Shades(empty="·", partial="▒", full="█", mixed="░▓", lines="│─┼")
+ASCII = Shades(empty=".", partial="+", full="#", mixed="-*", lines="|-+")
 
 
 def shades_for(encoding: str | None) -> Shades:
     """Block characters where an output with that encoding can print them."""
     try:
-        "".join((UNICODE.empty, UNICODE.partial, UNICODE.full, UNICODE.mixed)).encode(encoding or "ascii")
+        "".join((UNICODE.empty, UNICODE.partial, UNICODE.full, UNICODE.mixed, UNICODE.lines)).encode(
+            encoding or "ascii"
+        )
     except (LookupError, UnicodeEncodeError):
         return ASCII
     return UNICODE
@@ -56,7 +58,7 @@ def picture(plan: BlockPlan, *, width: int = 80, height: int = 64, shades: Shade
     lines: list[str] = []
     for owners in groups[:MOST_MAPS]:
         if len(groups) > 1:
-            lines.append(heading(plan, owners))
+            lines.append(heading(plan.maps, owners))
         lines += draw(maps[owners[0]], cell, width, shades)
     if len(groups) > MOST_MAPS:
         lines.append(f"and {len(groups) - MOST_MAPS} more maps that differ")
@@ -78,9 +80,12 @@ def same_maps(maps: NDArray[np.uint8]) -> list[list[int]]:
     return list(groups.values())
 
 
-def heading(plan: BlockPlan, owners: Iterable[int]) -> str:
-    """Which batch rows and heads a picture is about; map m belongs to batch row m // heads and head m % heads."""
-    batch, heads = plan.maps
+def heading(maps: tuple[int, int], owners: Collection[int]) -> str:
+    """Which batch rows and heads a picture is about; map m belongs to batch row m // heads and head m % heads.
+
+    maps: how many batch rows and heads have a map of their own.
+    """
+    batch, heads = maps
     rows = sorted({owner // heads for owner in owners})
     columns = sorted({owner % heads for owner in owners})
     if batch == 1:
@@ -111,11 +116,24 @@ def single(tiles: NDArray[np.uint8], shades: Shades) -> NDArray[np.str_]:
 
 def squares(tiles: NDArray[np.uint8], cell: int, shades: Shades) -> NDArray[np.str_]:
     """One character per square of `cell` by `cell` tiles, by the share of them that is live."""
+    return np.array([shades.empty, *shades.mixed, shades.full]).take(levels(tiles, cell))
+
+
+def levels(tiles: NDArray[np.uint8], cell: int) -> NDArray[np.int64]:
+    """What `level_names` calls every square of `cell` by `cell` tiles; of one tile, its class."""
+    if cell == 1:
+        return tiles.astype(np.int64)
     rows, columns = (np.diff(np.append(np.arange(0, n, cell), n)) for n in tiles.shape)
     total = rows[:, None] * columns
     live, full = _sums(tiles > 0, cell), _sums(tiles == 2, cell)
-    level = np.select([live == 0, full == total, 2 * live <= total], [0, 3, 1], default=2)
-    return np.array([shades.empty, *shades.mixed, shades.full]).take(level)
+    return np.select([live == 0, full == total, 2 * live <= total], [0, 3, 1], default=2)
+
+
+def level_names(tiles_per_cell: int) -> tuple[str, ...]:
+    """The levels of cells from empty to full."""
+    if tiles_per_cell == 1:
+        return "empty", "partial", "full"
+    return "all empty", "at most half live", "more than half live", "all full"
 
 
 def _sums(values: NDArray[np.bool_], cell: int) -> NDArray[np.int32]:

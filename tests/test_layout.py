@@ -145,6 +145,8 @@ TABLE: dict[str, set[str]] = {
         *("maskc.evaluate", "maskc.interval", "maskc.plan", "maskc.whereabouts", "numpy"),
     },
     "maskc.picture": {"maskc.plan", "numpy"},
+    "maskc.tokens": {"maskc.spec", "maskc.evaluate", "maskc.picture", "maskc.reference", "numpy"},
+    "maskc.png": {"maskc.diagnostics", "maskc.picture", "maskc.plan", "maskc.tokens", "numpy", "matplotlib"},
     "maskc.options": {
         *("maskc.diagnostics", "maskc.spec", "maskc.grids", "maskc.shapes", "maskc.promises"),
         *("maskc.prologue", "maskc.sizes", "maskc.samples", "numpy"),
@@ -171,6 +173,9 @@ TABLE: dict[str, set[str]] = {
     "maskc.runtime.dense_reduce": {"maskc.spec", "torch"},
     "maskc.compiler": EVERYTHING | {"numpy"},
     "maskc.cli": EVERYTHING | {"numpy"},
+    "maskc.cli_show": {
+        *("maskc.check", "maskc.explain", "maskc.options", "maskc.picture", "maskc.png", "maskc.tokens"),
+    },
     "maskc.cli_check": {
         *("maskc.check", "maskc.claims", "maskc.diagnostics", "maskc.features", "maskc.grammar"),
         *("maskc.options", "maskc.spec", "maskc.witness"),
@@ -182,6 +187,7 @@ LAZY: dict[str, set[str]] = {  # only inside functions
     "maskc.compiler": {"maskc.runtime"},
     "maskc.cli": {"maskc.runtime"},
     "maskc.explain": {"maskc.runtime"},
+    "maskc.png": {"matplotlib"},
     "maskc": {"maskc.compiler"},
 }
 

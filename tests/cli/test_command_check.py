@@ -66,6 +66,68 @@ def test_long_checks_say_so(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> No
     assert maskc("check", "claims.mask", "--seq", "5") == (0, "claims.mask: ok\n", said)
 
 
+CLAIMED = """\
+mask first:
+    keep k <= q
+    claim k <= q
+    claim q * q * q + k != 1000006
+
+mask second(width: int = 8):
+    input doc: int[batch, seq] sorted
+    keep 0 <= q - k < width and doc[q] == doc[k]
+    claim q - k < width
+    claim q == k
+"""
+
+
+def test_claims_of_all_masks_are_proven_or_refuted(maskc: Maskc) -> None:
+    Path("claims.mask").write_text(CLAIMED)
+    status, out, err = maskc("check", "--claims", "claims.mask", "window.mask")
+    assert status == 1
+    assert out == (
+        "claims.mask:3: claim k <= q: proven for all sizes\n"
+        "claims.mask:4: claim q * q * q + k != 1000006: not proven; "
+        "holds in 27 small calls, up to 33 queries x 33 keys\n"
+        "claims.mask:9: claim q - k < width: proven for all sizes\n"
+        "claims.mask:10: claim q == k: refuted\n"
+        "window.mask: ok\n"
+    )
+    assert err.startswith("claims.mask:10:11: claim q == k fails for the kept pair q = 1, k = 0, head 0, batch row ")
+    assert "; 2 queries x 2 keys, width = 8, doc[" in err
+    assert maskc("check", "--claims", "claims.mask:first")[0] == 0
+
+
+def test_claims_are_proven_or_checked_at_the_sizes_given(maskc: Maskc) -> None:
+    Path("claims.mask").write_text(CLAIMED)
+    _, out, err = maskc("check", "--claims", "claims.mask:first", "--seq", "30")
+    assert "claims.mask:4: claim q * q * q + k != 1000006: not proven; holds at the given sizes\n" in out
+    assert err == ""
+    status, out, err = maskc("check", "--claims", "claims.mask:first", "--seq", "101")
+    assert (status, out.splitlines()[-1]) == (1, "claims.mask:4: claim q * q * q + k != 1000006: refuted")
+    assert "fails for the kept pair q = 100, k = 6, head 0, batch row 0; 101 queries x 101 keys" in err
+
+
+def test_parameters_given_are_those_of_the_calls_tried(maskc: Maskc) -> None:
+    Path("claims.mask").write_text("mask m(width: int):\n    keep abs(q - k) < width\n    claim k <= q\n")
+    assert "1 queries" not in maskc("check", "--claims", "claims.mask", "-p", "width=1")[2]
+    assert "width = 5" in maskc("check", "--claims", "claims.mask", "-p", "width=5")[2]
+
+
+def test_claims_of_scores_and_preconditions_that_say_nothing(maskc: Maskc) -> None:
+    Path("claims.mask").write_text(
+        "mask m(n: int = 2):\n    claim n * n >= n\n    keep score > 0 and k <= q\n    claim k <= q\n    claim k < q\n"
+    )
+    status, out, err = maskc("check", "--claims", "claims.mask")
+    assert status == 0
+    assert err.startswith("claims.mask:2:11: warning: this precondition always holds\n")
+    assert out == (
+        "claims.mask:4: claim k <= q: proven for all sizes\n"
+        "claims.mask:5: claim k < q: not proven; which pairs are kept depends on the scores of a call\n"
+        "claims.mask: ok\n"
+    )
+    assert maskc("check", "claims.mask", "--seq", "4")[0] == 0
+
+
 def test_preconditions_are_checked_when_sizes_are_given(maskc: Maskc) -> None:
     assert maskc("check", "grid.mask", "--grid", "y=4,x=4")[0] == 0
     status, out, err = maskc("check", "grid.mask", "--grid", "y=4,x=4", "-p", "radius=5")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskc import cli
+from maskc import cli, cli_check, cli_show
 
 Maskc = Callable[..., tuple[int, str, str]]
 
@@ -61,7 +61,7 @@ def test_an_interrupt_is_no_traceback(maskc: Maskc, monkeypatch: pytest.MonkeyPa
     def interrupted(path: str) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(cli, "read_source", interrupted)
+    monkeypatch.setattr(cli_check, "read_source", interrupted)
     assert maskc("check", "window.mask") == (cli.INTERRUPTED, "", "interrupted\n")
 
 
@@ -69,7 +69,7 @@ def test_sizes_that_do_not_fit_into_memory_are_one_sentence(maskc: Maskc, monkey
     def exhausted(*arguments: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "planned_call", exhausted)
+    monkeypatch.setattr(cli_show, "planned_call", exhausted)
     assert maskc("show", "window.mask", "--seq", "8") == (1, "", "maskc show: not enough memory for these sizes\n")
 
 

@@ -60,16 +60,31 @@ def test_no_tokens_no_tiles(maskc: Maskc) -> None:
 def test_maps_that_differ_are_drawn_apart(maskc: Maskc) -> None:
     Path("mixed.mask").write_text("mask mixed:\n    input full: bool[head]\n    keep full or q == k\n")
     np.save("full.npy", np.array([True, False, True]))
-    status, out, _ = maskc(
-        "show", "mixed.mask", "--seq", "4", "--heads", "3", "--tile", "2", "--input", "full=full.npy"
-    )
-    assert status == 0
-    assert "head 0, 2\n████\n████\nhead 1\n▒▒··\n··▒▒\n" in out
-    assert "tiles: 8 full, 2 partial, 2 empty" in out
+    for full in ("full.npy", "[true, false, true]"):
+        call = ("--seq", "4", "--heads", "3", "--tile", "2", "--input", f"full={full}")
+        status, out, _ = maskc("show", "mixed.mask", *call)
+        assert status == 0
+        assert "head 0, 2\n████\n████\nhead 1\n▒▒··\n··▒▒\n" in out
+        assert "tiles: 8 full, 2 partial, 2 empty" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[[0, 0], [1]]", "--input doc=[[0, 0], [1]]: expected rows of equal length, as in [[0, 1], [2, 3]]: "),
+        ("[[0, 0", "--input doc=[[0, 0: expected rows of equal length, as in [[0, 1], [2, 3]]: "),
+        ("[[0.5, 1]]", "input 'doc' is of type int, but [[0.5, 1]] holds float64"),
+        ("[[0, 0, 1]]", "input 'doc' has shape (1, 3); the spec declares int[batch, seq]"),
+    ],
+)
+def test_inputs_that_are_written_out(maskc: Maskc, text: str, sentence: str) -> None:
+    status, out, err = maskc("show", "documents.mask", "--seq", "8", "--input", f"doc={text}")
+    assert (status, out) == (1, "")
+    assert sentence in err
 
 
 def test_plain_characters_where_the_output_takes_no_others(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskc.cli.shades_for", lambda encoding: __import__("maskc.picture").picture.ASCII)
+    monkeypatch.setattr("maskc.cli_show.shades_for", lambda encoding: __import__("maskc.picture").picture.ASCII)
     assert "# full   + partial   . empty" in maskc("show", "window.mask", "--seq", "8", "--tile", "4")[1]
 
 
