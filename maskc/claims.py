@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from maskc.diagnostics import Diagnostic, MaskInputError
 from maskc.evaluate import depends
 from maskc.features import reads_scores
-from maskc.formulas import Formula, Translation, at_least
+from maskc.formulas import Formula, at_least
 from maskc.grids import grid_length, open_axis
 from maskc.linear import ExhaustedError
 from maskc.prologue import bind, complete
@@ -43,6 +43,7 @@ from maskc.spec import (
     Type,
     walk,
 )
+from maskc.translation import Translation
 from maskc.witness import Witness, about, refute
 
 LENGTHS = (*range(1, 11), 12, 16, 24, 33)

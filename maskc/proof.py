@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, combinations, permutations
 
-from maskc.formulas import All, Either, Formula, Translation, at_least, equal, holds
+from maskc.formulas import All, Either, Formula, at_least, equal, holds
 from maskc.linear import Conflict, Constraint, ExhaustedError, Linear, Model, Number, Reasoned, Work, magnitude, solve
 from maskc.spec import DimKind, InputSpec, PrefixSum, Type
+from maskc.translation import Translation
 
 EFFORT = 200_000
 """Coefficients that a search may read or write: seconds."""
