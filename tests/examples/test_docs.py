@@ -16,6 +16,7 @@ from maskc import cli, compile_attention, library
 from maskc.check import check, diagnose, load_source
 from maskc.diagnostics import Source
 from maskc.grammar.parser import parse
+from maskc.runtime.verify import verify
 from maskc.samples import draw
 from maskc.sizes import resolve
 
@@ -55,6 +56,15 @@ def test_specs_compile_without_a_warning(block: Block) -> None:
     source = Source(str(block), block.text)
     assert [str(d) for d in diagnose(source)] == []
     load_source(source)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.kind == "mask"], ids=str)
+def test_specs_run_forward_and_backward(block: Block) -> None:
+    """Every mask of a page by its definition, in float32 against float64, at the first sizes that suit it."""
+    for spec in check(parse(Source(str(block), block.text))):
+        given = {p.name: 16 if p.name == "dim" else 4 for p in spec.parameters if p.default is None or p.name == "dim"}
+        outcomes = verify(spec, engines=("dense",), given=given, dim=16)
+        assert next(o for o in outcomes if not o.refused).passed
 
 
 @pytest.mark.parametrize(("wrong", "answer"), list(messages()), ids=str)
