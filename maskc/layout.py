@@ -321,15 +321,15 @@ def _either(a: Facts, b: Facts) -> Facts:
 # ---- masks used as predicates
 
 
-def seen(place: Place, parts: tuple[Part, ...], here: tuple[Part, ...], facts: Facts, mask: str) -> Place:
-    """A position on the parts `here` as a mask with other `parts` sees it; `mask` is that mask's name.
+def seen(place: Place, parts: tuple[Part, ...], here: Layout, facts: Facts, mask: str) -> Place:
+    """A position of the layout `here` as a mask with other `parts` sees it; `mask` is that mask's name.
 
     A mask without axes sees the number on the whole line. One with a grid of some axes sees the row-major number on
     these, if the position surely has them.
     """
     if not parts:
         return replace(place, cells=())
-    if parts == here:
+    if place.side is not None and parts == here.parts(place.side):
         return place
     shapes = {part.name: part.axes for part in parts}
     grid = shapes.get(None)
@@ -342,7 +342,7 @@ def seen(place: Place, parts: tuple[Part, ...], here: tuple[Part, ...], facts: F
     for axis, value in zip(grid, values, strict=True):
         assert value is not None
         if line is not None:
-            line = typed.arithmetic(BinaryOp.MUL, line, AxisSize(Type.INT, axis), None)
+            line = typed.arithmetic(BinaryOp.MUL, line, here.axis_size(axis), None)
             value = typed.arithmetic(BinaryOp.ADD, line, value, None)
         line = value
     assert line is not None

@@ -262,6 +262,8 @@ class _Judge:
             case Binary():
                 if expr.type is not Type.INT:
                     return _ANY
+                if expr.op is BinaryOp.SUB and _is_start(expr.right):
+                    return _SIZES if isinstance(expr.left, Select) else _POSITIONS  # a length or number in a document
                 return _binary(expr.op, self.interval(expr.left), self.interval(expr.right))
             case _:
                 assert_never(expr)
@@ -282,6 +284,15 @@ class _Judge:
         rounds = max(0, self.interval(fold.count)[1])
         low, high = self.interval(fold.body)
         return min(0, _product(low, rounds)), max(0, _product(high, rounds))
+
+
+def _is_start(expr: Expr) -> bool:
+    """Whether this is the first position of the packed document that a token lies in."""
+    match expr:
+        case Read(indices=(*_, Binary(op=BinaryOp.SUB, left=Bucket() as preceding))):
+            return preceding.row.input == expr.input
+        case _:
+            return False
 
 
 def _order(always: bool, never: bool) -> bool | None:

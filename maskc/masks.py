@@ -93,6 +93,14 @@ class Masks(Predicates):
             inner.names[parameter.text] = Unknown()
         self.body(function, inner, reading)
 
+    def body(self, function: syntax.Function, scope: Scope, reading: Reading) -> Value:
+        """What a function returns, its parameters bound in `scope`."""
+        result = super().body(function, scope, reading)
+        for statement in function.body:
+            if isinstance(statement, syntax.Let):
+                self._lint_unread(statement.name, scope)
+        return result
+
     # ---- masks
 
     def mask(self, node: syntax.Mask, file_scope: Scope) -> MaskSpec:
@@ -109,7 +117,8 @@ class Masks(Predicates):
                 reading.q, reading.k = layout.place(Side.Q), layout.place(Side.K)
                 self.name_axes(node, scope, reading)
             reductions = {s.name.text for s in node.body if isinstance(s, syntax.Reduce)}
-            reading.taken = {p.name for p in parameters} | {*layout.axis_names} | reductions
+            axes = {axis.name.text for s in node.body if isinstance(s, syntax.Axes) for axis in s.axes}
+            reading.taken = {p.name for p in parameters} | {*layout.axis_names} | axes | reductions
             clauses = self.statements(node, scope, reading)
             for statement in node.body:
                 if isinstance(statement, syntax.Function) and id(statement) not in self.called:

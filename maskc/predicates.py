@@ -176,8 +176,7 @@ class Predicates(Reductions):
         own = reading.q if side is Side.Q else reading.k
         given = arguments.names.get(key, own)
         if isinstance(given, Place):
-            here = (reading.layout or Layout()).parts(given.side or side)
-            return seen(given, layout.parts(side), here, reading.facts, name)
+            return seen(given, layout.parts(side), reading.layout or Layout(), reading.facts, name)
         span = arguments.spans[key]
         number = self.scalar(given, span, reading)
         if number is None:
