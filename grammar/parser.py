@@ -240,13 +240,14 @@ def _salvaged_definition(line: Line) -> Item | None:
 def _salvaged_head(line: Line) -> _Head:
     """A mask or a function with the names of its parameters, and what stands behind it on its line."""
     end = next((i for i, word in enumerate(line.words) if i > 0 and word.type in _KINDS), len(line.words))
-    names = [_name(w) for w in line.words[1:end] if w.type == "NAME" and w not in ("bool", "int", "float")]
+    name = _name(line.words[1])
+    rest = [_name(w) for w in line.words[2:end] if w.type == "NAME" and w not in ("bool", "int", "float")]
     behind = _salvaged(Line(line.indent, line.words[end:])) if end < len(line.words) else None
     body = () if behind is None or isinstance(behind, syntax.Mask) else (behind,)
     if line.words[0].type == "DEF":
-        return syntax.Function(names[0], tuple(names[1:]), body, readable=False, span=line.span)
-    parameters = tuple(syntax.Parameter(n, None, None, span=n.span) for n in names[1:])
-    return syntax.Mask(names[0], parameters, body, readable=False, span=line.span)
+        return syntax.Function(name, tuple(rest), body, readable=False, span=line.span)
+    parameters = tuple(syntax.Parameter(n, None, None, span=n.span) for n in rest)
+    return syntax.Mask(name, parameters, body, readable=False, span=line.span)
 
 
 def _salvaged_axes(line: Line) -> Iterator[syntax.Axis]:

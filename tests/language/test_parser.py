@@ -264,6 +264,14 @@ def test_an_unreadable_line_behind_a_head_is_salvaged_too(line: str, parameters:
     assert [p.name.text for p in mask.parameters] == parameters
 
 
+@pytest.mark.parametrize("line", ["mask int = 16):", "def float x:"])
+def test_a_head_may_have_the_name_of_a_type(line: str) -> None:
+    file, found = recover(Source("a.mask", f"{line}\n    pass"))
+    (head,) = file.items
+    assert len(found) >= 1
+    assert head.name.text == line.split()[1]
+
+
 @pytest.mark.parametrize(
     "line",
     [
