@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.evaluate import Array, cast, constants, depends, tables_read
+from maskc.arrays import Array, cast
+from maskc.constants import constants
+from maskc.evaluate import depends, tables_read
 from maskc.interval import Interval, Ranges, Truth
 from maskc.searches import Buckets, Members, affordable
 from maskc.spec import (

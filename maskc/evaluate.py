@@ -1,24 +1,20 @@
 """The numbers reading of expressions: what a mask says of given pairs, over numpy or torch arrays.
 
-One function serves both namespaces, so that the meaning of every operator is stated once. It has no data-dependent
-control flow: on torch tensors nothing is copied to the host. Where the language leaves an operator open it is closed
-here: a shift by a negative count gives 0, a shift by 64 or more what shifting one bit at a time gives, integers wrap at
-64 bits, a float that does not fit an integer floors, ceils and rounds to 0, and min and max of NaN are NaN. A row that
-breaks the promise to ascend is searched like one that keeps it.
+It has no data-dependent control flow: on torch tensors nothing is copied to the host. `maskc/arrays.py` says what each
+operator gives.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import numpy as np
 
+from maskc.arrays import Array, apply_binary, apply_unary, cast, full, quiet, random_bits, row_position, within
 from maskc.spec import (
     AxisSize,
     Binary,
-    BinaryOp,
     Bound,
     Bucket,
     Cast,
@@ -49,16 +45,9 @@ from maskc.spec import (
     Total,
     Type,
     Unary,
-    UnaryOp,
     Weight,
     children,
-    rebuild,
 )
-
-Array = Any
-"""A numpy array or a torch tensor."""
-
-_INT64_LIMIT = 2.0**63
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,28 +110,10 @@ def coordinate(position: Array, axis: str, sizes: Sizes) -> Array:
     return outer if place == 0 else outer % max(1, sizes.axis[axis])
 
 
-def constants(expr: Expr, sizes: Sizes) -> Expr:
-    """The expression with the call's sizes and parameters written in, and every constant part replaced by its value."""
-    done: dict[int, Expr] = {}
-
-    def visit(node: Expr) -> Expr:
-        if id(node) not in done:
-            done[id(node)] = _folded(rebuild(node, visit), sizes)
-        return done[id(node)]
-
-    return visit(expr)
-
-
 def whole(expr: Expr, sizes: Sizes) -> int:
     """The value of an integer of sizes and parameters."""
-    return int(_value_of(expr, sizes).value)
-
-
-def with_step(body: Expr, index: Bound, step: int) -> Expr:
-    """The body of a fold at one value of its index."""
-    if body == index:
-        return Literal(Type.INT, step)
-    return rebuild(body, lambda child: with_step(child, index, step))
+    none = np.zeros((), np.int64)
+    return int(evaluate(expr, Pairs(np, sizes, {}, none, none, none, none)))
 
 
 def tables_read(expr: Expr) -> frozenset[str]:
@@ -161,92 +132,6 @@ def tables_read(expr: Expr) -> frozenset[str]:
     return frozenset(found)
 
 
-def apply_unary(xp: Any, op: UnaryOp, x: Array) -> Array:
-    """`op` of an array of the operand's own type; FLOOR, CEIL and ROUND give int64."""
-    match op:
-        case UnaryOp.NEG:
-            return -x
-        case UnaryOp.INVERT | UnaryOp.NOT:
-            return ~x
-        case UnaryOp.ABS:
-            return xp.abs(x)
-        case UnaryOp.FLOOR:
-            return _integer(xp, xp.floor(x))
-        case UnaryOp.CEIL:
-            return _integer(xp, xp.ceil(x))
-        case UnaryOp.ROUND:
-            return _integer(xp, xp.round(x))
-        case UnaryOp.EXP:
-            return xp.exp(x)
-        case UnaryOp.LOG:
-            return xp.log(x)
-        case UnaryOp.TANH:
-            return xp.tanh(x)
-        case UnaryOp.ERF:
-            return _numpy_erf(x) if xp is np else xp.erf(x)
-        case UnaryOp.SIGMOID:
-            return 1 / (1 + xp.exp(-x))
-        case UnaryOp.SOFTPLUS:
-            return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
-        case UnaryOp.RELU:
-            return xp.maximum(x, xp.zeros_like(x))
-        case UnaryOp.SQRT:
-            return xp.sqrt(x)
-        case _:
-            assert_never(op)
-
-
-def apply_binary(xp: Any, op: BinaryOp, a: Array, b: Array) -> Array:
-    """`a op b` of arrays of one type."""
-    match op:
-        case BinaryOp.ADD:
-            return a + b
-        case BinaryOp.SUB:
-            return a - b
-        case BinaryOp.MUL:
-            return a * b
-        case BinaryOp.DIV:
-            return a / b
-        case BinaryOp.FLOORDIV:
-            return _divided(xp, a, b, xp.floor_divide)
-        case BinaryOp.MOD:
-            return _divided(xp, a, b, xp.remainder)
-        case BinaryOp.TRUNCDIV:
-            return _divided(xp, a, b, _truncated_quotient)
-        case BinaryOp.TRUNCMOD:
-            return _divided(xp, a, b, lambda x, y: x - y * _truncated_quotient(x, y))
-        case BinaryOp.POW:
-            return a**b
-        case BinaryOp.MIN:
-            return xp.minimum(a, b)
-        case BinaryOp.MAX:
-            return xp.maximum(a, b)
-        case BinaryOp.BITAND | BinaryOp.AND:
-            return a & b
-        case BinaryOp.BITOR | BinaryOp.OR:
-            return a | b
-        case BinaryOp.BITXOR:
-            return a ^ b
-        case BinaryOp.SHL:
-            return xp.where((b >= 0) & (b < 64), a << _within(xp, b, 63), xp.zeros_like(a))
-        case BinaryOp.SHR:
-            return xp.where(b >= 0, a >> _within(xp, b, 63), xp.zeros_like(a))
-        case BinaryOp.LT:
-            return a < b
-        case BinaryOp.LE:
-            return a <= b
-        case BinaryOp.GT:
-            return a > b
-        case BinaryOp.GE:
-            return a >= b
-        case BinaryOp.EQ:
-            return a == b
-        case BinaryOp.NE:
-            return a != b
-        case _:
-            assert_never(op)
-
-
 def rows_at(row: Row, type_: Type, pairs: Pairs) -> tuple[Array, Array]:
     """All entries of the rows at every pair, [length, ...] of a type, and whether each row exists, [...]."""
     with quiet(pairs.xp):
@@ -255,32 +140,6 @@ def rows_at(row: Row, type_: Type, pairs: Pairs) -> tuple[Array, Array]:
         return entry_at(
             places.reshape((-1, *(1,) * max(len(x.shape) for x in (pairs.batch, pairs.q, pairs.k))))
         ), inside
-
-
-def row_position(xp: Any, row_length: int, item: Array, entry_at: Callable[[Array], Array]) -> Array:
-    """How many entries of ascending rows are <= item, int64; 0 for NaN.
-
-    entry_at: the entries at places in [0, row_length), which are given for every item. A binary search whose steps are
-    the same for all items.
-    """
-    count = cast(xp, xp.zeros_like(item), xp.int64)
-    step = 1 << max(0, row_length.bit_length() - 1)
-    while step and row_length:
-        wanted = count + step
-        below = (wanted <= row_length) & (entry_at(_within(xp, wanted - 1, row_length - 1)) <= item)
-        count = xp.where(below, wanted, count)
-        step //= 2
-    return count
-
-
-def cast(xp: Any, x: Array, dtype: Any) -> Array:
-    """An array of another dtype, or itself."""
-    return x.astype(dtype, copy=False) if xp is np else x.to(dtype)
-
-
-def full(xp: Any, value: bool | int | float, dtype: Any, device: Any, shape: tuple[int, ...] = ()) -> Array:
-    """An array of one value, made on a device of torch without a copy from the host."""
-    return xp.full(shape, value, dtype=dtype) if xp is np else xp.full(shape, value, dtype=dtype, device=device)
 
 
 class _Reader:
@@ -398,7 +257,7 @@ class _Reader:
         inside = self._constant(True, Type.BOOL)
         for index, extent in zip(map(self.read, indices), extents, strict=True):
             inside = inside & (index >= 0) & (index < extent)
-            place = place * extent + _within(self.pairs.xp, index, extent - 1)
+            place = place * extent + within(self.pairs.xp, index, extent - 1)
         return place, inside
 
     def row(self, row: Row, type_: Type) -> tuple[int, Callable[[int | Array], Array], Array]:
@@ -464,72 +323,6 @@ class _Reader:
                 assert_never(type_)
 
 
-_LOW = 2**32 - 1
-
-
-def random_bits(arguments: Sequence[Array]) -> Array:
-    """What `rand` gives for int64 arrays, in units of 2**-24: int64 in [0, 2**24).
-
-    The two halves of every argument are mixed into a state of 32 bits; `_mixed` is the integer hash `lowbias32`.
-    """
-    state: Array = 0
-    for argument in arguments:
-        word = (argument & _LOW) ^ ((((argument >> 32) & _LOW) * 0x9E3779B1) & _LOW)
-        state = _mixed(((state + 0x9E3779B9) & _LOW) ^ word)
-    return state >> 8
-
-
-def _mixed(x: Array) -> Array:
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _LOW  # a product that wraps at 64 bits keeps its lower half
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _LOW
-    return x ^ (x >> 16)
-
-
-def _within(xp: Any, x: Array, last: int) -> Array:
-    """Integers clamped to [0, last]."""
-    return xp.clip(x, 0, last)
-
-
-def _integer(xp: Any, whole: Array) -> Array:
-    """Whole floats as int64; NaN, infinities and what does not fit become 0."""
-    fits = (whole >= -_INT64_LIMIT) & (whole < _INT64_LIMIT)
-    guarded = xp.where(fits, whole, xp.zeros_like(whole))
-    return cast(xp, guarded, xp.int64)
-
-
-def _divided(xp: Any, a: Array, b: Array, divide: Any) -> Array:
-    """`divide(a, b)`, and 0 where b is 0. Integers keep away from -2**63 // -1, which traps on some processors."""
-    zero = xp.zeros_like(b)
-    one = xp.ones_like(b)
-    if _is_float(xp, b):
-        return xp.where(b == 0, zero, divide(a, xp.where(b == 0, one, b)))
-    negative = b == -1
-    # a // -1 = -a // 1 and a % -1 = -a % 1, and so for truncation.
-    return xp.where(b == 0, zero, divide(xp.where(negative, -a, a), xp.where(negative | (b == 0), one, b)))
-
-
-def _truncated_quotient(a: Array, b: Array) -> Array:
-    """a / b towards zero, from the floored quotient."""
-    floored = a // b
-    return floored + ((floored * b != a) & ((a < 0) != (b < 0)))
-
-
-def _is_float(xp: Any, x: Array) -> bool:
-    return bool(np.issubdtype(x.dtype, np.floating)) if xp is np else bool(x.dtype.is_floating_point)
-
-
-def _numpy_erf(x: Array) -> Array:
-    """numpy has no erf; the C library's, entry by entry."""
-    return np.vectorize(math.erf, otypes=[np.float64])(x)
-
-
-def quiet(xp: Any) -> AbstractContextManager[Any]:
-    """Overflow, NaN and infinities are values here, not events worth a warning."""
-    return np.errstate(all="ignore") if xp is np else nullcontext()
-
-
 def _distinct(expr: Expr) -> dict[int, Expr]:
     """Every node once, however often it is shared."""
     found: dict[int, Expr] = {}
@@ -567,75 +360,3 @@ def _shared(expr: Expr) -> set[int]:
         for child in map(id, children(node)):
             (twice if child in seen else seen).add(child)
     return twice
-
-
-def _folded(expr: Expr, sizes: Sizes) -> Expr:
-    """The node's value where the call alone decides it, else the node, without constant operands of logic."""
-    match expr:
-        case (
-            Literal()
-            | Position()
-            | Coordinate()
-            | Read()
-            | Member()
-            | Bucket()
-            | Bound()
-            | Score()
-            | FinalScore()
-            | Weight()
-            | Scale()
-            | Kept()
-            | Dot()
-        ):
-            return expr
-        case Offset():
-            return expr if sizes.offset(expr.side) is None else _value_of(expr, sizes)
-        case Index():
-            return _literal(0, Type.INT) if sizes.total(expr.count) == 1 else expr
-        case Length() | AxisSize() | FreeSize() | Total() | Parameter():
-            return _value_of(expr, sizes)
-        case Rand():
-            return _value_of(expr, sizes) if all(isinstance(a, Literal) for a in expr.arguments) else expr
-        case Fold():
-            return _folded_fold(expr)
-        case Unary() | Cast():
-            return _value_of(expr, sizes) if isinstance(expr.operand, Literal) else expr
-        case Select():
-            if isinstance(expr.condition, Literal):
-                return expr.then if expr.condition.value else expr.otherwise
-            return expr
-        case Binary():
-            return _folded_binary(expr, sizes)
-        case _:
-            assert_never(expr)
-
-
-def _folded_fold(expr: Fold) -> Expr:
-    """`any` and `all` of nothing, or of a constant."""
-    assert isinstance(expr.count, Literal), "the count of a fold follows from the call"
-    if expr.count.value <= 0:
-        return _literal({Type.BOOL: expr.op is FoldOp.ALL, Type.INT: 0, Type.FLOAT: 0.0}[expr.type], expr.type)
-    return expr.body if isinstance(expr.body, Literal) and expr.op is not FoldOp.SUM else expr
-
-
-def _folded_binary(expr: Binary, sizes: Sizes) -> Expr:
-    left, right = expr.left, expr.right
-    if isinstance(left, Literal) and isinstance(right, Literal):
-        return _value_of(expr, sizes)
-    if expr.op in (BinaryOp.AND, BinaryOp.OR):
-        neutral = expr.op is BinaryOp.AND
-        if isinstance(left, Literal):
-            return right if left.value == neutral else left
-        if isinstance(right, Literal):
-            return left if right.value == neutral else right
-    return expr
-
-
-def _value_of(expr: Expr, sizes: Sizes) -> Literal:
-    none = np.zeros((), np.int64)
-    value = evaluate(expr, Pairs(np, sizes, {}, none, none, none, none))
-    return _literal(value.item(), expr.type)
-
-
-def _literal(value: bool | int | float, type_: Type) -> Literal:
-    return Literal(type_, value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar, assert_never
 
-from maskc.evaluate import Array, apply_unary, cast, quiet
+from maskc.arrays import Array, apply_unary, cast, quiet
 from maskc.spec import (
     AxisSize,
     Binary,

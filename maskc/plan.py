@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskc.arrays import Array
 from maskc.bounds import Analysis, Chunk, class_chunks, tile_counts
-from maskc.evaluate import Array, Pairs, constants, evaluate
+from maskc.constants import constants
+from maskc.evaluate import Pairs, evaluate
 from maskc.features import require_mask
 from maskc.interval import Truth
 from maskc.spec import TRUE, Expr, MaskSpec, Side, Sizes, conjunction

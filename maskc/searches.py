@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from maskc.evaluate import Array, Pairs, cast, row_position, rows_at
+from maskc.arrays import Array, cast, row_position
+from maskc.evaluate import Pairs, rows_at
 from maskc.interval import EXACT, Interval
 from maskc.spec import Row, Side, Type
 from maskc.tabulate import Scene

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from maskc.evaluate import constants, with_step
+from maskc.constants import constants, with_step
 from maskc.shift import along, growth
 from maskc.spec import (
     Binary,

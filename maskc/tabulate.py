@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.evaluate import Array, Pairs, cast, coordinate, evaluate, full
+from maskc.arrays import Array, cast, full
+from maskc.evaluate import Pairs, coordinate, evaluate
 from maskc.interval import EXACT, Interval
 from maskc.spec import Bound, Coordinate, Count, Expr, Index, Offset, Position, Read, Side, Sizes, Type, walk
 from maskc.support import Dim, leaf, span

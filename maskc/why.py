@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskc.constants import with_step
 from maskc.diagnostics import Diagnostic, MaskInputError, Span
-from maskc.evaluate import Pairs, evaluate, rows_at, whole, with_step
+from maskc.evaluate import Pairs, evaluate, rows_at, whole
 from maskc.grammar import syntax
 from maskc.grammar.format import expression_text
 from maskc.grammar.parser import recover

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maskc.constants import constants
 from maskc.derivative import ZERO, derivative, is_additive
-from maskc.evaluate import Pairs, constants, depends, evaluate, tables_read
+from maskc.evaluate import Pairs, depends, evaluate, tables_read
 from maskc.plan import Part
 from maskc.runtime import fused, tables
 from maskc.runtime.batches import Batch, batches, complete

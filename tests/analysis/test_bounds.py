@@ -14,7 +14,7 @@ from random_specs import BOOL, INT, Arrays, Draw, K, Q, binary, whole
 
 from maskc import bounds, support
 from maskc.bounds import Analysis, fits_32_bits, tile_classes, value_range
-from maskc.evaluate import constants
+from maskc.constants import constants
 from maskc.interval import Truth
 from maskc.reference import mask
 from maskc.shift import along, by_positions, growth

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_specs import BOOL, FLOAT, INT, Draw, K, Q, binary, whole
 
-from maskc.evaluate import Pairs, constants, depends, evaluate
+from maskc.constants import constants
+from maskc.evaluate import Pairs, depends, evaluate
 from maskc.spec import (
     FALSE,
     SCORE,

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from random_specs import BOOL, FLOAT, INT, binary, whole
 
-from maskc.evaluate import apply_binary, apply_unary, full
+from maskc.arrays import apply_binary, apply_unary, full
 from maskc.interval import Interval, Ranges, Truth
 from maskc.spec import Binary, BinaryOp, Expr, Literal, Parameter, Select, Type, Unary, UnaryOp
 

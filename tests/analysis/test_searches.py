@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from random_specs import BOOL, FLOAT, INT, Arrays, K, Q, binary, whole
 
 from maskc import rand, searches, support
+from maskc.arrays import random_bits
 from maskc.bounds import Analysis, reads_data, tile_classes
-from maskc.evaluate import Pairs, evaluate, random_bits, tables_read
+from maskc.evaluate import Pairs, evaluate, tables_read
 from maskc.interval import Truth
 from maskc.reference import mask
 from maskc.spec import (
