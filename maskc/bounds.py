@@ -14,6 +14,7 @@ be built on the device that holds the data: `Analysis(predicate, sizes, tensors,
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -329,6 +330,7 @@ def tile_counts(sizes: Sizes, tile: tuple[int, int]) -> tuple[int, int]:
     return -(-sizes.q_len // tile[0]), -(-sizes.k_len // tile[1])
 
 
+@lru_cache(maxsize=256)
 def reads_data(spec: MaskSpec, sizes: Sizes) -> bool:
     """Whether which pairs are kept depends on the contents of tensors of the call: inputs, or offsets given so."""
     nodes = walk(spec.predicate)
