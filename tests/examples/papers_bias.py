@@ -89,6 +89,14 @@ def swin_v2(
     return softmax(cosine * factor[:, None, None] + bias[:, entry], together) @ v
 
 
+@published("learned-alibi", Shapes(16, heads=3), behind=positive(3), ahead=positive(3))
+def learned_alibi(q: Tensor, k: Tensor, v: Tensor, behind: Tensor, ahead: Tensor) -> Tensor:
+    i, j = lines(q, k)
+    distance = (i - j).double()
+    bias = -behind[:, None, None] * distance.tril() + ahead[:, None, None] * distance.triu()
+    return softmax(scaled(q, k) + bias) @ v
+
+
 @published("kerple:logarithmic", Shapes(17, heads=4, kv_heads=2), r1=positive(4), r2=positive(4))
 def kerple_logarithmic(q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor) -> Tensor:
     i, j = lines(q, k)
