@@ -186,15 +186,26 @@ def test_what_fails_somewhere_is_not_proven(lines: str, claim: str) -> None:
 # --- soundness ------------------------------------------------------------------------------------------------------
 
 
+LAYOUTS: dict[str, tuple[list[str], list[str]]] = {  # lines, and what numbers read
+    "line": ([], []),
+    "counts": ([], []),
+    "grid": (["axes y, x"], ["q.y", "k.y", "q.x", "k.x", "y.size", "x.size"]),
+    "parts": (["axes a: 2, b: (y, x)"], ["q.segment", "k.segment", "y.size", "(k.y if k in b else -1)"]),
+    "packed": (["input start: int[3] of seq sorted", "packed start"], ["doc"]),
+}
+
+
 class Text:
     """Random specs as text: small numbers, so that nothing leaves 64 bits."""
 
     def __init__(self, seed: int) -> None:
         self.r = random.Random(seed)
+        self.layout = self.r.choice(list(LAYOUTS))
 
     def number(self, depth: int) -> str:
         r = self.r
-        leaves = ("q", "k", "q", "k", "w", "u", "q_len", "k_len", "head", "doc[q]", "doc[k]", "ids[k]", "t[q % 4]")
+        leaves = ("q", "k", "q", "k", "w", "u", "q_len", "k_len", "head", "d[q]", "d[k]", "ids[k]", "t[q % 4]")
+        leaves = (*leaves, *LAYOUTS[self.layout][1] * 2)
         if depth == 0 or r.random() < 0.25:
             return r.choice((*leaves, str(r.randint(-3, 5))))
         a, b = self.number(depth - 1), self.number(depth - 1)
@@ -233,12 +244,20 @@ class Text:
         weaker = self.r.choice(keeps)
         claims = [self.truth(1), self.truth(2), f"{weaker} or {self.truth(1)}", f"not {weaker} or {self.truth(1)}"]
         claims += [f"not ({self.truth(2)}) or {self.number(1)} <= {self.number(1)}", self._loosened(keeps)]
+        if self.layout == "counts":
+            ends = {
+                "k": ("w", "q", "q_len", "d[q]"),
+                "q": ("w", "k", "k_len", "ids[k]"),
+                "head": ("w", "heads", "q", "k"),
+            }
+            claims += [f"count({n}) {self.r.choice(('<=', '>=', '=='))} {self.r.choice(e)}" for n, e in ends.items()]
         lines = [
             "mask m(w: int = 2, u: int = 1, s: float = 0.5, on: bool = True):",
-            *("input doc: int[batch, seq] sorted", "input ids: int[k] of 3", "input valid: bool[batch, seq]"),
+            *LAYOUTS[self.layout][0],
+            *("input d: int[batch, seq] sorted", "input ids: int[k] of 3", "input valid: bool[batch, seq]"),
             *("input route: int[batch, q, 3] of k", "let t = [2, -1, 3, 0]"),
             *(f"keep {keep}" for keep in keeps),
-            *(f"claim {claim} or q < 0" for claim in claims),
+            *(f"claim {claim}" if "count" in claim else f"claim {claim} or q < 0 and k < 0" for claim in claims),
         ]
         return "\n    ".join(lines) + "\n"
 
@@ -255,6 +274,7 @@ def calls(spec: MaskSpec, r: random.Random) -> Iterator[tuple[Sizes, dict[str, N
     """Small calls with random parameters, offsets and inputs."""
     for _ in range(12):
         q_len, k_len = r.randint(1, 9), r.randint(1, 9)
+        axes = {axis: r.randint(1, 4) for axis in spec.axis_names}
         given = {
             "w": r.randint(-3, 4),
             "u": r.randint(-9, 9),
@@ -271,7 +291,7 @@ def calls(spec: MaskSpec, r: random.Random) -> Iterator[tuple[Sizes, dict[str, N
                 kv_heads=2,
                 q_offset=r.choice((0, 0, 3)),
                 offset_given=True,
-                given=given,
+                given={**given, **axes},
                 free=free_extents(spec),
             )
         except MaskInputError:
