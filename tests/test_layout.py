@@ -88,7 +88,8 @@ TABLE: dict[str, set[str]] = {
     "maskc.signs": {"maskc.spec"},
     "maskc.masks": {
         *("maskc.diagnostics", "maskc.grammar", "maskc.spec", "maskc.typed"),
-        *("maskc.layout", "maskc.lint", "maskc.predicates", "maskc.reports", "maskc.scope", "maskc.weights"),
+        *("maskc.kinks", "maskc.layout", "maskc.lint", "maskc.predicates", "maskc.reports", "maskc.scope"),
+        "maskc.weights",
     },
     "maskc.library": {"maskc.diagnostics", "maskc.grammar", "maskc.masks", "maskc.scope"},
     "maskc.check": {
