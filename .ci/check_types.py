@@ -21,11 +21,11 @@ def make_view(view: Path) -> int:
     shutil.rmtree(view, ignore_errors=True)
     count = 0
     for folder, package in PACKAGES.items():
-        target = view / package
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted((ROOT / folder).iterdir()):
+        for file in sorted((ROOT / folder).rglob("*")):
             if file.suffix == ".py" or file.name == "py.typed":
-                (target / file.name).symlink_to(file)
+                target = view / package / file.relative_to(ROOT / folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(file)
                 count += file.suffix == ".py"
     return count
 

@@ -40,8 +40,8 @@ def seeds() -> Iterator[str]:
 
 def words() -> list[str]:
     """The words of the language and signs that trouble readers."""
+    from maskc.checker.words import BUILTINS, PRELUDE
     from maskc.grammar.lexer import FACTS, OPERATORS, STATEMENTS, WORDS
-    from maskc.words import BUILTINS, PRELUDE
 
     odd = [
         "\n",

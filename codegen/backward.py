@@ -7,7 +7,8 @@ calls give equal bits. The kernel that owns keys computes S^T = K Q^T and never 
 from maskc.codegen.expression import Names, Symbols, Writer, shown
 from maskc.codegen.settle import LOG2_E, Depends
 from maskc.codegen.template import Lines, Score, exponent, fill, keep_lines, score_lines, walk_next, walk_start
-from maskc.spec import MaskSpec, Side
+from maskc.expr import Side
+from maskc.spec import MaskSpec
 
 ROWS = '''
 # No value of an argument is specialised on: new lengths, strides and parameters never compile anything.

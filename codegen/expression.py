@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from maskc.codegen.settle import Depends, depends, terms_of
-from maskc.spec import (
+from maskc.expr import (
     COMPARISONS,
     TRUE,
     AxisSize,
@@ -24,7 +24,6 @@ from maskc.spec import (
     Cast,
     Coordinate,
     Count,
-    DimKind,
     Dot,
     Expr,
     FinalScore,
@@ -34,7 +33,6 @@ from maskc.spec import (
     Kept,
     Length,
     Literal,
-    MaskSpec,
     Member,
     Node,
     Offset,
@@ -56,6 +54,7 @@ from maskc.spec import (
     rebuild,
     walk,
 )
+from maskc.spec import DimKind, MaskSpec
 
 
 def name(text: str) -> ast.expr:

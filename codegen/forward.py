@@ -3,7 +3,8 @@
 from maskc.codegen.expression import Names, Symbols, Writer
 from maskc.codegen.settle import LOG2_E, Depends
 from maskc.codegen.template import Lines, Score, fill, keep_lines, score_lines, scores_text, walk_next, walk_start
-from maskc.spec import MaskSpec, Side
+from maskc.expr import Side
+from maskc.spec import MaskSpec
 
 LN_2 = 0.6931471805599453
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntFlag
 
-from maskc.bounds import value_range
-from maskc.spec import (
+from maskc.analysis.bounds import value_range
+from maskc.expr import (
     COMPARISONS,
     FALSE,
     TRUE,
@@ -21,7 +21,6 @@ from maskc.spec import (
     Coordinate,
     Expr,
     Literal,
-    MaskSpec,
     Parameter,
     Position,
     Score,
@@ -34,6 +33,7 @@ from maskc.spec import (
     rebuild,
     walk,
 )
+from maskc.spec import MaskSpec
 
 LOG2_E = 1.4426950408889634
 

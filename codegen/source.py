@@ -16,15 +16,13 @@ from maskc.codegen.expression import Names, Symbols, free_size
 from maskc.codegen.helpers import HELPERS, helpers
 from maskc.codegen.settle import Depends, depends, settle
 from maskc.codegen.template import fill, without_blanks
-from maskc.features import require
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
     Coordinate,
     Expr,
     FreeSize,
-    MaskSpec,
     Offset,
     Parameter,
     Position,
@@ -33,6 +31,8 @@ from maskc.spec import (
     Type,
     walk,
 )
+from maskc.features import require
+from maskc.spec import MaskSpec
 
 
 @dataclass(frozen=True)

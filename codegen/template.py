@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from textwrap import dedent, indent
 
+from maskc.analysis.derivative import ZERO, derivative, is_additive
 from maskc.codegen.expression import Writer, name, shown, unparsed
 from maskc.codegen.settle import LOG2_E, Depends, depends, grouped, reads_score, scaled, settle
-from maskc.derivative import ZERO, derivative, is_additive
-from maskc.spec import SCORE, Expr, MaskSpec, Side
+from maskc.expr import SCORE, Expr, Side
+from maskc.spec import MaskSpec
 
 Lines = Sequence[str]
 

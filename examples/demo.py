@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import maskc
-from maskc.picture import picture, shades_for
+from maskc.commands.picture import picture, shades_for
 from maskc.runtime import tolerance
 from maskc.runtime.attention import Attention
 from maskc.runtime.inputs import prepare

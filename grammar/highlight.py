@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from pygments.lexer import Lexer
 from pygments.token import Comment, Error, Keyword, Name, Number, Operator, Punctuation, Text, Whitespace, _TokenType
 
+from maskc.checker.words import BUILTINS, PRELUDE
 from maskc.diagnostics import Source
+from maskc.expr import Type
 from maskc.grammar.lexer import BORDER, FACTS, OPERATORS, STATEMENTS, WORDS, Line, logical_lines
-from maskc.spec import Type
-from maskc.words import BUILTINS, PRELUDE
 
 TYPES = frozenset(t.value for t in Type)
 

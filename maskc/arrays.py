@@ -13,7 +13,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from maskc.spec import BinaryOp, UnaryOp
+from maskc.expr import BinaryOp, UnaryOp
 
 Array = Any
 """A numpy array or a torch tensor."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskc import library
+from maskc.checker.masks import Masks
+from maskc.checker.reports import ERROR_LIMIT, LimitError
 from maskc.diagnostics import Diagnostic, MaskError, Source, Span, did_you_mean
 from maskc.grammar import syntax
 from maskc.grammar.parser import BYTE_LIMIT, recover
-from maskc.masks import Masks
-from maskc.reports import ERROR_LIMIT, LimitError
 from maskc.spec import MaskSpec
 
 

@@ -13,14 +13,12 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, TypeAlias
 
 import maskc
-from maskc import features, options
+from maskc import features
 from maskc.check import check, load, path_and_mask, read_source, source_of
-from maskc.cli_check import check_command
-from maskc.cli_show import print_picture, show_command
 from maskc.codegen.source import emit
-from maskc.compiler import compile_attention
-from maskc.diagnostics import MaskError
-from maskc.explain import (
+from maskc.commands import options
+from maskc.commands.check import check_command
+from maskc.commands.explain import (
     DEFAULT_TARGET,
     call_title,
     dtype_of,
@@ -31,11 +29,14 @@ from maskc.explain import (
     planned_call,
     title,
 )
+from maskc.commands.options import UsageError
+from maskc.commands.show import print_picture, show_command
+from maskc.commands.why import Pair, why
+from maskc.compiler import compile_attention
+from maskc.diagnostics import MaskError
 from maskc.grammar.format import formatted, replace_file
 from maskc.grammar.parser import BYTE_LIMIT, parse
-from maskc.options import UsageError
 from maskc.spec import MaskSpec
-from maskc.why import Pair, why
 
 if TYPE_CHECKING:
     from maskc.runtime.verify import Outcome

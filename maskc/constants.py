@@ -5,7 +5,7 @@ from typing import assert_never
 import numpy as np
 
 from maskc.evaluate import Pairs, evaluate
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
@@ -32,13 +32,13 @@ from maskc.spec import (
     Scale,
     Score,
     Select,
-    Sizes,
     Total,
     Type,
     Unary,
     Weight,
     rebuild,
 )
+from maskc.spec import Sizes
 
 
 def constants(expr: Expr, sizes: Sizes) -> Expr:

@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from maskc.arrays import Array, apply_binary, apply_unary, cast, full, quiet, random_bits, row_position, within
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     Bound,
@@ -41,13 +41,13 @@ from maskc.spec import (
     Score,
     Select,
     Side,
-    Sizes,
     Total,
     Type,
     Unary,
     Weight,
     children,
 )
+from maskc.spec import Sizes
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,24 +7,8 @@ An engine that gets a spec which `refusal` lets through runs all of it; nothing 
 from collections.abc import Iterator
 
 from maskc.diagnostics import Diagnostic, MaskUnsupportedError, Span
-from maskc.spec import (
-    ONE,
-    WEIGHT,
-    Bucket,
-    Dot,
-    Expr,
-    Fold,
-    MaskSpec,
-    Member,
-    Normalizer,
-    PrefixSum,
-    Rand,
-    Read,
-    Scale,
-    Score,
-    render,
-    walk,
-)
+from maskc.expr import ONE, WEIGHT, Bucket, Dot, Expr, Fold, Member, Rand, Read, Scale, Score, render, walk
+from maskc.spec import MaskSpec, Normalizer, PrefixSum
 
 KERNELS = ("triton", "interpret")
 """Engines that run generated kernels."""

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maskc.diagnostics import MaskInputError
+from maskc.expr import Scalar, Side
 from maskc.scalars import because, value
-from maskc.spec import MaskSpec, Part, Scalar, Side, Sizes
+from maskc.spec import MaskSpec, Part, Sizes
 
 Known = Mapping[str, int]
 

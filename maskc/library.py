@@ -5,10 +5,10 @@ import re
 from importlib.resources import files
 from itertools import pairwise
 
+from maskc.checker.masks import definition
+from maskc.checker.scope import Scope, Unknown, Value
 from maskc.diagnostics import Source
 from maskc.grammar.parser import parse
-from maskc.masks import definition
-from maskc.scope import Scope, Unknown, Value
 
 NAME = "maskc/library.mask"  # in reports
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.diagnostics import MaskInputError
+from maskc.expr import Bucket, Expr, Member, Read, Type, walk
 from maskc.shapes import declaration
-from maskc.spec import Bucket, Expr, InputSpec, MaskSpec, Member, PrefixSum, Read, Type, Values, walk
+from maskc.spec import InputSpec, MaskSpec, PrefixSum, Values
 
 Array = NDArray[Any]
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from maskc.diagnostics import MaskInputError
+from maskc.expr import Bucket, walk
 from maskc.grids import line_length
 from maskc.scalars import value, written
-from maskc.spec import Bucket, InputSpec, MaskSpec, PrefixSum, Sizes, walk
+from maskc.spec import InputSpec, MaskSpec, PrefixSum, Sizes
 
 Array = Any
 """A numpy array or a torch tensor."""

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.evaluate import Pairs, depends, evaluate
+from maskc.expr import Expr, Side
 from maskc.features import require_mask
-from maskc.spec import Expr, MaskSpec, Side, Sizes
+from maskc.spec import MaskSpec, Sizes
 
 Inputs = Mapping[str, NDArray[Any]]
 

@@ -12,26 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskc.expr import Binary, BinaryOp, Bucket, Cast, Expr, Read, Type, Unary, UnaryOp, walk
 from maskc.grids import line_length
 from maskc.scalars import value
 from maskc.shapes import free_sizes, input_shape
-from maskc.spec import (
-    Binary,
-    BinaryOp,
-    Bucket,
-    Cast,
-    DimKind,
-    Expr,
-    InputSpec,
-    MaskSpec,
-    PrefixSum,
-    Read,
-    Sizes,
-    Type,
-    Unary,
-    UnaryOp,
-    walk,
-)
+from maskc.spec import DimKind, InputSpec, MaskSpec, PrefixSum, Sizes
 
 Array = NDArray[Any]
 

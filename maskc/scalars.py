@@ -10,7 +10,7 @@ import numpy as np
 
 from maskc.diagnostics import MaskInputError
 from maskc.evaluate import Pairs, evaluate
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
@@ -34,11 +34,11 @@ from maskc.spec import (
     Scale,
     Score,
     Select,
-    Sizes,
     Weight,
     children,
     walk,
 )
+from maskc.spec import Sizes
 
 ROUNDS_LIMIT = 65_536
 """Rounds of nested folds. Each is work for every pair, so that more would hang rather than answer."""

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from maskc.diagnostics import MaskInputError
+from maskc.expr import Count, Offset, walk
 from maskc.grids import line_length
 from maskc.scalars import because, value
-from maskc.spec import Count, Dim, DimKind, InputSpec, MaskSpec, Offset, PrefixSum, Sizes, Values, walk
+from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, PrefixSum, Sizes, Values
 
 Shape = tuple[int, ...]
 

@@ -12,27 +12,24 @@ from typing import SupportsFloat, SupportsIndex
 import numpy as np
 
 from maskc.diagnostics import MaskInputError, did_you_mean
-from maskc.grids import axis_sizes, line_length, padded_keys
-from maskc.scalars import because, check_scalars, value
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
     Coordinate,
     Expr,
     Length,
-    MaskSpec,
     Offset,
-    ParameterSpec,
     Position,
-    RowDefault,
     Scalar,
     Side,
-    Sizes,
     Type,
     children,
     walk,
 )
+from maskc.grids import axis_sizes, line_length, padded_keys
+from maskc.scalars import because, check_scalars, value
+from maskc.spec import MaskSpec, ParameterSpec, RowDefault, Sizes
 
 _POSITION_LIMIT = 2**62  # sums of positions and lengths stay inside 64 bits
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.evaluate import coordinate, whole
-from maskc.spec import MaskSpec, Part, Side, Sizes
+from maskc.expr import Side
+from maskc.spec import MaskSpec, Part, Sizes
 
 
 def whereabouts(

@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskc import features, prologue, reference, sizes
-from maskc import plan as planning
+from maskc.analysis import plan as planning
+from maskc.analysis.plan import BlockPlan
 from maskc.diagnostics import Diagnostic, MaskInputError, MaskUnsupportedError
-from maskc.plan import BlockPlan
+from maskc.expr import Scalar, Scale, Score
 from maskc.runtime import autograd, dense, inputs
 from maskc.runtime.prologue import joined
 from maskc.runtime.tiles import tile_of
 from maskc.shapes import check_shapes, free_sizes
-from maskc.spec import DimKind, Form, MaskSpec, Scalar, Scale, Score, Sizes
+from maskc.spec import DimKind, Form, MaskSpec, Sizes
 
 Keys = Tensor | Sequence[Tensor]
 """k or v: one tensor, or one per part of the keys."""

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.plan import BlockPlan, Part, TileRuns
+from maskc.analysis.plan import BlockPlan, Part, TileRuns
 
 Runs = tuple[tuple[int, int], ...]
 """Ascending, disjoint and not touching: (first tile, tile behind the last)."""

@@ -25,30 +25,12 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from maskc.expr import ONE, SCORE, WEIGHT, Bucket, Dot, Expr, Member, Read, Row, Side, Type, walk
 from maskc.runtime.dense_normalize import Normalized, entmax, rowsum, softmax
 from maskc.runtime.dense_read import Pairs, Planes, for_query_heads, read, wide
 from maskc.runtime.dense_reduce import joined
 from maskc.runtime.inputs import Call
-from maskc.spec import (
-    ONE,
-    SCORE,
-    WEIGHT,
-    Bucket,
-    Dim,
-    Dot,
-    Expr,
-    Form,
-    Member,
-    Normalizer,
-    PrefixSum,
-    Read,
-    Reduction,
-    Row,
-    RowDefault,
-    Side,
-    Type,
-    walk,
-)
+from maskc.spec import Dim, Form, Normalizer, PrefixSum, Reduction, RowDefault
 
 
 def attention(call: Call) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from maskc.spec import COMPARISONS, BinaryOp, UnaryOp
+from maskc.expr import COMPARISONS, BinaryOp, UnaryOp
 
 
 def unary(op: UnaryOp, x: Tensor) -> Tensor:

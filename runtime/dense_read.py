@@ -13,9 +13,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from maskc.runtime.dense_operators import binary, floor_divide, modulo, rand, unary
-from maskc.runtime.inputs import Call
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     Bound,
@@ -51,6 +49,8 @@ from maskc.spec import (
     Vector,
     Weight,
 )
+from maskc.runtime.dense_operators import binary, floor_divide, modulo, rand, unary
+from maskc.runtime.inputs import Call
 
 
 class Planes:

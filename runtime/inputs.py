@@ -18,9 +18,10 @@ from torch import Tensor
 from maskc import promises
 from maskc import sizes as sizing
 from maskc.diagnostics import MaskInputError, did_you_mean
+from maskc.expr import Scalar, Type
 from maskc.runtime import prologue
 from maskc.shapes import check_shapes, declaration, free_sizes, missing
-from maskc.spec import InputSpec, MaskSpec, Scalar, Sizes, Type
+from maskc.spec import InputSpec, MaskSpec, Sizes
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

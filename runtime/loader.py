@@ -20,8 +20,9 @@ from typing import Any
 from maskc.codegen.schedule import Configuration, Pass, Target, check, configuration, target_named
 from maskc.codegen.source import Argument, KernelSource
 from maskc.diagnostics import MaskError, MaskUnsupportedError
+from maskc.expr import Type
 from maskc.runtime import cache
-from maskc.spec import MaskSpec, Type
+from maskc.spec import MaskSpec
 
 STAGES = ("ttir", "ttgir", "llir", "ptx", "amdgcn", "sass")
 """What `compile_stage` answers with; `ptx` and `sass` for NVIDIA targets, `amdgcn` for AMD ones."""

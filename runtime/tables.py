@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskc import plan as planning
-from maskc.bounds import Analysis, constant_tables, reads_data
+from maskc.analysis import plan as planning
+from maskc.analysis.bounds import Analysis, constant_tables, reads_data
+from maskc.analysis.plan import BlockPlan, TileRuns
 from maskc.evaluate import tables_read
-from maskc.plan import BlockPlan, TileRuns
 from maskc.runtime.inputs import Call
 
 _PLANS = 32  # host plans that are kept

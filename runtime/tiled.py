@@ -20,18 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maskc.analysis.derivative import ZERO, derivative, is_additive
+from maskc.analysis.plan import Part
+from maskc.analysis.shift import by_positions, growth
 from maskc.constants import constants
-from maskc.derivative import ZERO, derivative, is_additive
 from maskc.evaluate import Pairs, depends, evaluate, tables_read
-from maskc.plan import Part
+from maskc.expr import Expr, Scale, Side, Type, children, walk
 from maskc.runtime import fused, tables
 from maskc.runtime.batches import Batch, batches, complete
 from maskc.runtime.fused import Pointwise, Scores
 from maskc.runtime.inputs import Call
 from maskc.runtime.tables import HostPlan
 from maskc.runtime.tiles import TILE, tile_of
-from maskc.shift import by_positions, growth
-from maskc.spec import Expr, PrefixSum, Scale, Side, Type, children, walk
+from maskc.spec import PrefixSum
 
 _MASK_ENTRIES = 1 << 20  # pairs whose predicate is evaluated at once
 _SCORE_ENTRIES = 1 << 19  # scores that the matmul path holds at once

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskc import bounds
+from maskc.analysis import bounds
 from maskc.codegen.schedule import Configuration, check
 from maskc.codegen.settle import settled
 from maskc.codegen.source import KernelSource

@@ -13,17 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskc import prologue, samples, witness
+from maskc import prologue, samples
 from maskc.compiler import compile_attention
 from maskc.diagnostics import MaskInputError, MaskUnsupportedError
+from maskc.expr import Scalar, Side, Type
 from maskc.features import reads_scores
 from maskc.grids import grid_length, open_axis, real_keys
+from maskc.proofs import witness
 from maskc.runtime import inputs, tolerance
 from maskc.runtime.attention import Attention
 from maskc.runtime.inputs import Call
 from maskc.runtime.tolerance import Judgement, Report
 from maskc.sizes import parameters, resolve
-from maskc.spec import Form, MaskSpec, Scalar, Side, Sizes, Type
+from maskc.spec import Form, MaskSpec, Sizes
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 130, 257)
 GRIDS = {

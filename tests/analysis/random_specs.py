@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.spec import (
+from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
@@ -18,35 +18,28 @@ from maskc.spec import (
     Cast,
     Coordinate,
     Count,
-    Dim,
-    DimKind,
     Expr,
     Fold,
     FoldOp,
     FreeSize,
     Index,
-    InputSpec,
     Length,
     Literal,
-    MaskSpec,
     Member,
     Offset,
     Parameter,
-    ParameterSpec,
     Position,
-    PrefixSum,
     Rand,
     Read,
     Row,
     Select,
     Side,
-    Sizes,
     Total,
     Type,
     Unary,
     UnaryOp,
-    Values,
 )
+from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, ParameterSpec, PrefixSum, Sizes, Values
 
 Arrays = dict[str, NDArray[Any]]
 BOOL, INT, FLOAT = Type.BOOL, Type.INT, Type.FLOAT

@@ -12,34 +12,29 @@ import torch
 from numpy.typing import NDArray
 from random_specs import BOOL, INT, Arrays, Draw, K, Q, binary, whole
 
-from maskc import bounds, support
-from maskc.bounds import Analysis, fits_32_bits, tile_classes, value_range
+from maskc.analysis import bounds, support
+from maskc.analysis.bounds import Analysis, fits_32_bits, tile_classes, value_range
+from maskc.analysis.interval import Truth
+from maskc.analysis.shift import along, by_positions, growth
+from maskc.analysis.support import arrange
 from maskc.constants import constants
-from maskc.interval import Truth
-from maskc.reference import mask
-from maskc.shift import along, by_positions, growth
-from maskc.spec import (
+from maskc.expr import (
     SCORE,
     Coordinate,
     Count,
-    Dim,
-    DimKind,
     Expr,
     Index,
-    InputSpec,
     Length,
-    MaskSpec,
     Offset,
     Parameter,
-    ParameterSpec,
     Position,
     Read,
-    Sizes,
     Unary,
     UnaryOp,
     walk,
 )
-from maskc.support import arrange
+from maskc.reference import mask
+from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, ParameterSpec, Sizes
 
 torch.set_num_threads(1)
 

@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from maskc.check import load
-from maskc.claims import LENGTHS, SMALL, Status, judge, judge_at, lints, proven
 from maskc.diagnostics import MaskInputError
-from maskc.linear import Conflict, Constraint, ExhaustedError, Linear, Relation, Work, solve
 from maskc.prologue import bind, complete
+from maskc.proofs.claims import LENGTHS, SMALL, Status, judge, judge_at, lints, proven
+from maskc.proofs.linear import Conflict, Constraint, ExhaustedError, Linear, Relation, Work, solve
+from maskc.proofs.witness import refute
 from maskc.samples import draw, free_extents
 from maskc.sizes import resolve
 from maskc.spec import MaskSpec, Sizes
-from maskc.witness import refute
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 

@@ -13,7 +13,7 @@ from random_specs import BOOL, FLOAT, INT, Draw, K, Q, binary, whole
 
 from maskc.constants import constants
 from maskc.evaluate import Pairs, depends, evaluate
-from maskc.spec import (
+from maskc.expr import (
     FALSE,
     SCORE,
     TRUE,
@@ -30,12 +30,12 @@ from maskc.spec import (
     Position,
     Read,
     Select,
-    Sizes,
     Total,
     Type,
     Unary,
     UnaryOp,
 )
+from maskc.spec import Sizes
 
 torch.set_num_threads(1)
 WORD = 2**64

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from random_specs import BOOL, FLOAT, INT, binary, whole
 
+from maskc.analysis.interval import Interval, Ranges, Truth
 from maskc.arrays import apply_binary, apply_unary, full
-from maskc.interval import Interval, Ranges, Truth
-from maskc.spec import Binary, BinaryOp, Expr, Literal, Parameter, Select, Type, Unary, UnaryOp
+from maskc.expr import Binary, BinaryOp, Expr, Literal, Parameter, Select, Type, Unary, UnaryOp
 
 torch.set_num_threads(1)
 BOXES, VALUES = 600, 12

@@ -9,29 +9,14 @@ import torch
 from numpy.typing import NDArray
 from random_specs import INT, Draw, K, Q, binary, whole
 
-from maskc import bounds
-from maskc import plan as planning
-from maskc.bounds import Analysis, tile_classes
-from maskc.interval import Truth
-from maskc.plan import BlockPlan, TileRuns, build, expand, runs_on_device, statistics, tile_map
+from maskc.analysis import bounds
+from maskc.analysis import plan as planning
+from maskc.analysis.bounds import Analysis, tile_classes
+from maskc.analysis.interval import Truth
+from maskc.analysis.plan import BlockPlan, TileRuns, build, expand, runs_on_device, statistics, tile_map
+from maskc.expr import TRUE, Coordinate, Count, Index, Parameter, Position, Read, Unary, UnaryOp
 from maskc.reference import mask
-from maskc.spec import (
-    TRUE,
-    Coordinate,
-    Count,
-    Dim,
-    DimKind,
-    Index,
-    InputSpec,
-    MaskSpec,
-    Parameter,
-    ParameterSpec,
-    Position,
-    Read,
-    Sizes,
-    Unary,
-    UnaryOp,
-)
+from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, ParameterSpec, Sizes
 
 torch.set_num_threads(1)
 q, k = Position(INT, Q), Position(INT, K)

@@ -7,9 +7,10 @@ import pytest
 from random_specs import BOOL, INT, Draw, K, Q, binary, whole
 
 from maskc import reference
+from maskc.expr import Coordinate, Count, Index, Position, Read
+from maskc.proofs.witness import refute
 from maskc.reference import live_pairs, mask, mask_dims
-from maskc.spec import Claim, Coordinate, Count, Dim, DimKind, Index, InputSpec, MaskSpec, Position, Read, Sizes
-from maskc.witness import refute
+from maskc.spec import Claim, Dim, DimKind, InputSpec, MaskSpec, Sizes
 
 q, k = Position(INT, Q), Position(INT, K)
 d = binary("-", q, k)

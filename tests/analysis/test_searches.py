@@ -11,38 +11,33 @@ import torch
 from numpy.typing import NDArray
 from random_specs import BOOL, FLOAT, INT, Arrays, K, Q, binary, whole
 
-from maskc import rand, searches, support
+from maskc import rand
+from maskc.analysis import searches, support
+from maskc.analysis.bounds import Analysis, reads_data, tile_classes
+from maskc.analysis.interval import Truth
+from maskc.analysis.support import arrange
 from maskc.arrays import random_bits
-from maskc.bounds import Analysis, reads_data, tile_classes
 from maskc.evaluate import Pairs, evaluate, tables_read
-from maskc.interval import Truth
-from maskc.reference import mask
-from maskc.spec import (
+from maskc.expr import (
     TRUE,
     Bound,
     Bucket,
     Cast,
     Count,
-    Dim,
-    DimKind,
     Expr,
     Fold,
     FoldOp,
     FreeSize,
     Index,
-    InputSpec,
     Literal,
-    MaskSpec,
     Member,
     Position,
-    PrefixSum,
     Rand,
     Read,
     Row,
-    Sizes,
-    Values,
 )
-from maskc.support import arrange
+from maskc.reference import mask
+from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, PrefixSum, Sizes, Values
 
 q, k = Position(INT, Q), Position(INT, K)
 d = binary("-", q, k)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from random_specs import Draw
 
 from maskc import reference
+from maskc.analysis.interval import Truth
+from maskc.analysis.plan import build, tile_map
 from maskc.check import load
+from maskc.commands.why import Pair, why
 from maskc.compiler import compile_attention
 from maskc.diagnostics import MaskInputError
-from maskc.interval import Truth
-from maskc.plan import build, tile_map
 from maskc.sizes import resolve
 from maskc.spec import Sizes
-from maskc.why import Pair, why
 
 
 @settings(deadline=None, max_examples=60)

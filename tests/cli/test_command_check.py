@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskc import cli_check
+from maskc.commands import check as cli_check
 
 Maskc = Callable[..., tuple[int, str, str]]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from maskc import cli, cli_check, cli_show
+from maskc import cli
+from maskc.commands import check as cli_check
+from maskc.commands import show as cli_show
 
 Maskc = Callable[..., tuple[int, str, str]]
 

@@ -84,7 +84,7 @@ def test_inputs_that_are_written_out(maskc: Maskc, text: str, sentence: str) -> 
 
 
 def test_plain_characters_where_the_output_takes_no_others(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskc.cli_show.shades_for", lambda encoding: __import__("maskc.picture").picture.ASCII)
+    monkeypatch.setattr("maskc.commands.show.shades_for", lambda encoding: picture.ASCII)
     assert "# full   + partial   . empty" in maskc("show", "window.mask", "--seq", "8", "--tile", "4")[1]
 
 
@@ -196,7 +196,7 @@ def test_explain_shows_the_tile_of_the_plan_that_the_engine_runs(
 ) -> None:
     import torch
 
-    from maskc import plan
+    from maskc.analysis import plan
     from maskc.compiler import compile_attention
 
     built = []

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from maskc import picture
-from maskc.picture import ASCII, UNICODE
+from maskc.commands import picture
+from maskc.commands.picture import ASCII, UNICODE
 
 DIAGONAL = np.array([[1, 0, 0], [2, 1, 0], [2, 2, 1]], np.uint8)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskc import png
 from maskc.check import load
+from maskc.commands import png
+from maskc.commands.picture import ASCII, UNICODE
+from maskc.commands.tokens import token_maps, token_picture
 from maskc.diagnostics import MaskError, MaskUnsupportedError
-from maskc.picture import ASCII, UNICODE
 from maskc.reference import mask
 from maskc.sizes import resolve
 from maskc.spec import Sizes
-from maskc.tokens import token_maps, token_picture
 
 Maskc = Callable[..., tuple[int, str, str]]
 

@@ -57,7 +57,7 @@ def test_mask_and_plan_take_what_a_call_takes(name):
     assert mask.dtype == np.bool_
     assert mask.shape[-2:] == (70, 90)
     assert (plan.sizes.q_len, plan.sizes.k_len, plan.tile) == (70, 90, (64, 64))
-    from maskc.plan import expand
+    from maskc.analysis.plan import expand
 
     arrays = {name: x.numpy() for name, x in call.inputs.items()}
     assert (expand(plan, arrays).squeeze() == mask).all()

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from maskc.analysis.derivative import ONE, ZERO, derivative, is_additive
 from maskc.check import load
-from maskc.derivative import ONE, ZERO, derivative, is_additive
 from maskc.evaluate import Pairs, evaluate
-from maskc.spec import SCORE, Literal, Sizes, Type
+from maskc.expr import SCORE, Literal, Type
+from maskc.spec import Sizes
 
 
 def score_of(text):

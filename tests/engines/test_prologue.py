@@ -9,9 +9,10 @@ import torch
 import maskc
 from maskc import MaskInputError, prologue
 from maskc.check import load
+from maskc.expr import Type
 from maskc.runtime import prologue as on_tensors
 from maskc.sizes import resolve
-from maskc.spec import InputSpec, MaskSpec, PrefixSum, Type, Values
+from maskc.spec import InputSpec, MaskSpec, PrefixSum, Values
 
 
 @pytest.mark.parametrize("shape", [(1,), (64,), (3, 130), (65, 2), (4, 63, 3), (0, 64), (2, 0)])

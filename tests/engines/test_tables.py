@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import maskc
-from maskc import plan as planning
+from maskc.analysis import plan as planning
 from maskc.runtime import tables
 from maskc.runtime.tables import Masks
 

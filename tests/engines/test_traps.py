@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import maskc
-from maskc import plan as planning
-from maskc.plan import TileRuns
+from maskc.analysis import plan as planning
+from maskc.analysis.plan import TileRuns
 from maskc.runtime import tables, tolerance
 
 

@@ -13,15 +13,16 @@ from fingerprints import Case, cases, fingerprint
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskc import features, plan, prologue, reference
+from maskc import features, prologue, reference
+from maskc.analysis import plan
 from maskc.check import load
 from maskc.compiler import compile_attention
+from maskc.proofs.witness import refute
 from maskc.runtime import dense
 from maskc.runtime.inputs import prepare
 from maskc.shapes import free_sizes
 from maskc.sizes import resolve
 from maskc.spec import MaskSpec, Sizes
-from maskc.witness import refute
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

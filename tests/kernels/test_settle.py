@@ -6,7 +6,8 @@ import pytest
 from maskc.check import load
 from maskc.codegen.settle import Depends, depends, grouped, scaled, settle
 from maskc.evaluate import Pairs, evaluate
-from maskc.spec import Binary, BinaryOp, Expr, MaskSpec, Sizes, conjuncts, walk
+from maskc.expr import Binary, BinaryOp, Expr, conjuncts, walk
+from maskc.spec import MaskSpec, Sizes
 
 PREDICATES = (
     "0 <= q - k < 9",

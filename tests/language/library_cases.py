@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc import library, reference
+from maskc.analysis.plan import build, expand
 from maskc.check import check, load
 from maskc.diagnostics import Source
 from maskc.grammar.parser import parse
-from maskc.plan import build, expand
 from maskc.sizes import resolve
 from maskc.spec import MaskSpec
 

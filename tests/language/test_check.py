@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from maskc.check import check, diagnose, load, load_source
 from maskc.diagnostics import MaskError, Source
 from maskc.evaluate import Pairs, evaluate
+from maskc.expr import Cast, Expr, Literal, Offset, Read, Select, Type, children, conjunction, walk
 from maskc.grammar.parser import parse
 from maskc.sizes import resolve
-from maskc.spec import Cast, DimKind, Expr, Literal, MaskSpec, Offset, Read, Select, Type, children, conjunction, walk
+from maskc.spec import DimKind, MaskSpec
 
 
 def kept(

@@ -4,7 +4,7 @@ import pytest
 
 from maskc.check import diagnose, load
 from maskc.diagnostics import Source
-from maskc.spec import (
+from maskc.expr import (
     SCORE,
     AxisSize,
     Binary,
@@ -14,7 +14,6 @@ from maskc.spec import (
     Cast,
     Coordinate,
     Count,
-    DimKind,
     Dot,
     Expr,
     Fold,
@@ -24,12 +23,10 @@ from maskc.spec import (
     Kept,
     Length,
     Literal,
-    MaskSpec,
     Member,
     Offset,
     Parameter,
     Position,
-    PrefixSum,
     Rand,
     Read,
     Row,
@@ -39,9 +36,9 @@ from maskc.spec import (
     Type,
     Unary,
     UnaryOp,
-    Values,
     children,
 )
+from maskc.spec import DimKind, MaskSpec, PrefixSum, Values
 
 Q, K = Position(Type.INT, Side.Q), Position(Type.INT, Side.K)
 HEAD, BATCH, KV_HEAD = (Index(Type.INT, count) for count in (Count.HEAD, Count.BATCH, Count.KV_HEAD))

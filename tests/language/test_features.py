@@ -3,10 +3,10 @@
 import pytest
 
 from maskc import features, reference
+from maskc.analysis.plan import build
 from maskc.check import load
 from maskc.codegen.source import emit
 from maskc.diagnostics import MaskUnsupportedError
-from maskc.plan import build
 from maskc.spec import Sizes
 
 ENGINES = ("tiled", "triton", "interpret")

@@ -14,11 +14,11 @@ from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
 from pygments.token import Comment, Error, Keyword, Name, Number, Operator, Punctuation, Text
 
 import maskc
+from maskc.checker.words import BUILTINS, PRELUDE
 from maskc.diagnostics import Source
+from maskc.expr import Type
 from maskc.grammar.highlight import KINDS, MaskLexer
 from maskc.grammar.lexer import BORDER, FACTS, OPERATORS, STATEMENTS, TOKEN_LIMIT, WORDS, logical_lines
-from maskc.spec import Type
-from maskc.words import BUILTINS, PRELUDE
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for folder in ("maskc", "examples", "tests/examples") for path in (ROOT / folder).rglob("*.mask"))

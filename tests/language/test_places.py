@@ -8,8 +8,9 @@ from maskc import reference
 from maskc.check import diagnose, load
 from maskc.diagnostics import Source
 from maskc.evaluate import Pairs, evaluate
+from maskc.expr import Expr
 from maskc.sizes import resolve
-from maskc.spec import Expr, MaskSpec, Part, Sizes
+from maskc.spec import MaskSpec, Part, Sizes
 
 Bools = NDArray[np.bool_]
 

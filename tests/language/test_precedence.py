@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from maskc.check import diagnose, load
 from maskc.diagnostics import MaskInputError, Source
 from maskc.evaluate import Pairs, evaluate
+from maskc.expr import Binary, Cast, Expr, Literal, Type
 from maskc.grammar import syntax
 from maskc.grammar.parser import parse, recover
 from maskc.sizes import resolve
-from maskc.spec import Binary, Cast, Expr, Literal, MaskSpec, Type
+from maskc.spec import MaskSpec
 
 Q, K = 5, 3
 NAMES = {"q": Q, "k": K, "a": 7, "b": -2, "f": 1.5, "t": True, "u": False}

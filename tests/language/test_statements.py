@@ -3,25 +3,11 @@
 import pytest
 
 from maskc.check import diagnose, load
+from maskc.checker.kinks import degree
+from maskc.checker.signs import is_nonnegative
 from maskc.diagnostics import Source
-from maskc.kinks import degree
-from maskc.signs import is_nonnegative
-from maskc.spec import (
-    ONE,
-    SCORE,
-    WEIGHT,
-    DimKind,
-    Expr,
-    FinalScore,
-    Form,
-    MaskSpec,
-    Normalizer,
-    ReduceOp,
-    RowDefault,
-    Score,
-    Type,
-    walk,
-)
+from maskc.expr import ONE, SCORE, WEIGHT, Expr, FinalScore, Score, Type, walk
+from maskc.spec import DimKind, Form, MaskSpec, Normalizer, ReduceOp, RowDefault
 
 
 def mask(*lines: str, parameters: str = "") -> MaskSpec:

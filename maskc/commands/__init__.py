@@ -1,0 +1,1 @@
+"""What the command line shows and how it reads what it is given."""

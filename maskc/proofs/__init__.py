@@ -1,0 +1,1 @@
+"""Claims: proofs over all calls, and witnesses where there is none."""
