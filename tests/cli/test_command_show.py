@@ -10,6 +10,7 @@ import pytest
 
 from maskc.check import load
 from maskc.codegen.schedule import configuration, target_named
+from maskc.commands.picture import ASCII
 
 Maskc = Callable[..., tuple[int, str, str]]
 
@@ -84,7 +85,7 @@ def test_inputs_that_are_written_out(maskc: Maskc, text: str, sentence: str) -> 
 
 
 def test_plain_characters_where_the_output_takes_no_others(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskc.commands.show.shades_for", lambda encoding: picture.ASCII)
+    monkeypatch.setattr("maskc.commands.show.shades_for", lambda encoding: ASCII)
     assert "# full   + partial   . empty" in maskc("show", "window.mask", "--seq", "8", "--tile", "4")[1]
 
 
