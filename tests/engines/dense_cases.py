@@ -76,7 +76,7 @@ def assert_derivatives(text: str, q: Tensor, k: Tensor, v: Tensor, **given: Any)
         return tuple(torch.where(torch.isneginf(x), 0, x) for x in found)
 
     over = leaves(q, k, v, *given.values())
-    assert torch.autograd.gradcheck(results, over)
+    assert torch.autograd.gradcheck(results, over, fast_mode=True)  # along random directions
     assert all(bool(torch.isfinite(x).all()) for x in torch.autograd.grad(sum(x.sum() for x in results(*over)), over))
 
 

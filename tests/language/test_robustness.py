@@ -35,236 +35,148 @@ def outcome(text: str) -> str:
 
 PIECES = st.sampled_from(
     [
-        *(
-            "mask a:",
-            "mask b(n: int = 3, f: float = 0.5):",
-            "mask c(t: bool = True): keep t",
-            "def f(x, y):",
-            "mask",
-            "def",
-        ),
-        *(
-            "axes y, x",
-            "axes y",
-            "input t: int[batch, seq]",
-            "input u: float[head]",
-            "input w: bool[y, x]",
-            "input z: int",
-        ),
-        *("input r: int[q // n, k] of k // n sorted", "input v2: int[seq] learned", "input p: float[q % 2, heads]"),
-        *(
-            "let d = q - k",
-            "let e = f(q, k)",
-            "let d = score",
-            "let",
-            "pass",
-            "return x + y",
-            "return neighborhood()",
-            "return documents",
-            "return a(q=x)",
-            "return x.y",
-            "return",
-        ),
-        *("keep k <= q", "keep t[q] == t[k]", "keep w[q.y, q.x]", "keep causal", "keep a", "keep b(n=d)", "keep d"),
-        *("keep sliding_window(window=n, q=k, k=q)", "keep neighborhood()", "keep documents", "keep u > 0.5", "keep"),
-        *("score += u * d", "score = where(causal, score, -inf)", "score **= 2", "score //= 2", "score", "claim n > 2"),
-        *(
-            "claim y.size > 3",
-            "claim d >= 0",
-            "keep q in range(1, n, d)",
-            "keep q not in (1, k)",
-            "keep 1 < q < k in (3,)",
-        ),
-        *("if q:", "else:"),
-        *(
-            "axes cls: 1, patch: (y, x), text: n",
-            "axes y, x border n",
-            "queries y, x",
-            "queries cls: 1, text: n * 2",
-            "keys z",
-            "keys y, x border 1",
-            "keys text: n, patch: (y, x)",
-            "axes cls:, y",
-            "queries",
-            "packed t",
-            "packed",
-            "input start: int[docs] sorted",
-            "packed start",
-            "keep q.y == k.y if q in patch and k in patch else True",
-            "keep not q in text or q.text > 1",
-            "keep q.segment == k.segment and doc < 3",
-            "keep y.size > q.z",
-        ),
-        *(
-            "mass *= u",
-            "mass = 2",
-            "mass",
-            "weight = weight * 2 + 1",
-            "weight **= 2",
-            "weight *= where(rand(1, q, k) < 0.5, 0, 2)",
-            "normalize softmax(sink=u)",
-            "normalize rowsum(relu(score), sink=2)",
-            "normalize none(score * u ** (q - k))",
-            "normalize entmax(alpha=1.5)",
-            "normalize softmax",
-            "normalize 3",
-            "reduce s[q] = sum(score)",
-            "reduce z[q // n, t[k]: 3] = mean(score)",
-            "reduce s = max(score)",
-            "reduce s = 2",
-            "output o[k] = logsumexp(score)",
-            "output o = count()",
-            "output o[q: n, k, head] = sum(weight)",
-            "score -= s[q]",
-            "weight /= s",
-            "rows t[q] > 0 else mean",
-            "rows q in range(3) else pass",
-            "rows q > k else nothing",
-            "rows q",
-            "claim count(k) <= n",
-        ),
-        *(
-            "keep any(k == q + i for i in range(-n, n))",
-            "score += sum(t[i] for i in range(q_len))",
-            "keep all(any(i == j for i in range(j)) for j in range(3))",
-            "keep q for i in range(3)",
-            "let c = cumsum(t, seq)",
-            "let c = cumsum(u, head)[head]",
-            "let l = [[1, 0], [0, 1]]",
-            "let l = [1, [2]]",
-            "keep l[q % 2, k % 2] == 1",
-            "keep k in l[q]",
-            "keep bucket(q, t) == bucket(k, c)",
-            "keep k in t",
-            "input e: float[seq, n] learned",
-            "score += dot(query, e[k])",
-            "score = scale * dot(query, key)",
-            "keep dot(query, key) > 0.5",
-            "keep score > 0 or weight > 0",
-            "keep rand(1, q, k, u) < 0.5",
-        ),
-        *(
-            "keep (q",
-            "keep q)",
-            "keep [1]",
-            "keep q // 0",
-            "keep 9 ** 99",
-            "keep 1 << 70",
-            "keep q.z",
-            "keep y",
-            "keep t",
-        ),
-        *(
-            "keep any(i for i in range(3))",
-            "keep f(1)",
-            "keep f",
-            "keep q = k",
-            "keep q && k",
-            "x = 3",
-            "# words",
-            "\t",
-            "",
-        ),
+        *"""
+mask a:
+mask b(n: int = 3, f: float = 0.5):
+mask c(t: bool = True): keep t
+def f(x, y):
+mask
+def
+axes y, x
+axes y
+input t: int[batch, seq]
+input u: float[head]
+input w: bool[y, x]
+input z: int
+input r: int[q // n, k] of k // n sorted
+input v2: int[seq] learned
+input p: float[q % 2, heads]
+let d = q - k
+let e = f(q, k)
+let d = score
+let
+pass
+return x + y
+return neighborhood()
+return documents
+return a(q=x)
+return x.y
+return
+keep k <= q
+keep t[q] == t[k]
+keep w[q.y, q.x]
+keep causal
+keep a
+keep b(n=d)
+keep d
+keep sliding_window(window=n, q=k, k=q)
+keep neighborhood()
+keep documents
+keep u > 0.5
+keep
+score += u * d
+score = where(causal, score, -inf)
+score **= 2
+score //= 2
+score
+claim n > 2
+claim y.size > 3
+claim d >= 0
+keep q in range(1, n, d)
+keep q not in (1, k)
+keep 1 < q < k in (3,)
+if q:
+else:
+axes cls: 1, patch: (y, x), text: n
+axes y, x border n
+queries y, x
+queries cls: 1, text: n * 2
+keys z
+keys y, x border 1
+keys text: n, patch: (y, x)
+axes cls:, y
+queries
+packed t
+packed
+input start: int[docs] sorted
+packed start
+keep q.y == k.y if q in patch and k in patch else True
+keep not q in text or q.text > 1
+keep q.segment == k.segment and doc < 3
+keep y.size > q.z
+mass *= u
+mass = 2
+mass
+weight = weight * 2 + 1
+weight **= 2
+weight *= where(rand(1, q, k) < 0.5, 0, 2)
+normalize softmax(sink=u)
+normalize rowsum(relu(score), sink=2)
+normalize none(score * u ** (q - k))
+normalize entmax(alpha=1.5)
+normalize softmax
+normalize 3
+reduce s[q] = sum(score)
+reduce z[q // n, t[k]: 3] = mean(score)
+reduce s = max(score)
+reduce s = 2
+output o[k] = logsumexp(score)
+output o = count()
+output o[q: n, k, head] = sum(weight)
+score -= s[q]
+weight /= s
+rows t[q] > 0 else mean
+rows q in range(3) else pass
+rows q > k else nothing
+rows q
+claim count(k) <= n
+keep any(k == q + i for i in range(-n, n))
+score += sum(t[i] for i in range(q_len))
+keep all(any(i == j for i in range(j)) for j in range(3))
+keep q for i in range(3)
+let c = cumsum(t, seq)
+let c = cumsum(u, head)[head]
+let l = [[1, 0], [0, 1]]
+let l = [1, [2]]
+keep l[q % 2, k % 2] == 1
+keep k in l[q]
+keep bucket(q, t) == bucket(k, c)
+keep k in t
+input e: float[seq, n] learned
+score += dot(query, e[k])
+score = scale * dot(query, key)
+keep dot(query, key) > 0.5
+keep score > 0 or weight > 0
+keep rand(1, q, k, u) < 0.5
+keep (q
+keep q)
+keep [1]
+keep q // 0
+keep 9 ** 99
+keep 1 << 70
+keep q.z
+keep y
+keep t
+keep any(i for i in range(3))
+keep f(1)
+keep f
+keep q = k
+keep q && k
+x = 3
+# words
+""".strip().split("\n"),
+        *("\t", ""),
     ]
 )
 INDENTS = st.sampled_from(["", "", "    ", "    ", "    ", "        ", "  ", "\t"])
 LINES = st.lists(st.tuples(INDENTS, PIECES).map("".join), max_size=14).map("\n".join)
+VOCABULARY = """
+q k y x n score head batch seq t f causal inf True min where range + - * / // % ** & | ^ ~ << >> < <= == != = += ( )
+[ ] , : . and or not in if else for of sorted 0 1 2.5 1e400 mask keep let def input axes keys packed mass weight
+normalize reduce output rows border any int float #
+"""
 WORDS = st.lists(
-    st.sampled_from(
-        [
-            *(
-                "q",
-                "k",
-                "y",
-                "x",
-                "n",
-                "score",
-                "head",
-                "batch",
-                "seq",
-                "t",
-                "f",
-                "causal",
-                "inf",
-                "True",
-                "min",
-                "where",
-                "range",
-            ),
-            *(
-                "+",
-                "-",
-                "*",
-                "/",
-                "//",
-                "%",
-                "**",
-                "&",
-                "|",
-                "^",
-                "~",
-                "<<",
-                ">>",
-                "<",
-                "<=",
-                "==",
-                "!=",
-                "=",
-                "+=",
-                "(",
-                ")",
-            ),
-            *(
-                "[",
-                "]",
-                ",",
-                ":",
-                ".",
-                "and",
-                "or",
-                "not",
-                "in",
-                "if",
-                "else",
-                "for",
-                "of",
-                "sorted",
-                "0",
-                "1",
-                "2.5",
-                "1e400",
-            ),
-            *(
-                "mask",
-                "keep",
-                "let",
-                "def",
-                "input",
-                "axes",
-                "keys",
-                "packed",
-                "mass",
-                "weight",
-                "normalize",
-                "reduce",
-                "output",
-                "rows",
-                "border",
-                "any",
-                "int",
-                "float",
-                "\n",
-                "\n    ",
-                "\r",
-                "\0",
-                "\ud800",
-                "é",
-                "#",
-                "\\",
-            ),
-        ]
-    ),
-    max_size=40,
+    st.sampled_from([*VOCABULARY.split(), "\n", "\n    ", "\r", "\x00", "\ud800", "é", "\\"]), max_size=40
 ).map(" ".join)
 
 
@@ -294,11 +206,15 @@ def test_any_lines(text: str) -> None:
     outcome("mask a(n: int = 2):\n    axes y, x\n    input t: int[batch, seq]\n" + text)
 
 
-@settings(max_examples=60)
+LIBRARY = (Path(__file__).parents[2] / "maskc" / "library.mask").read_text(encoding="utf-8")
+RIGHT_MASKS = LIBRARY.split("\n\n")
+
+
+@settings(max_examples=150)
 @given(st.data())
 def test_broken_examples(data: st.DataObject) -> None:
     """A right spec with a piece cut out, doubled or replaced."""
-    text = (Path(__file__).parents[2] / "maskc" / "library.mask").read_text(encoding="utf-8")
+    text = data.draw(st.sampled_from(RIGHT_MASKS))
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 30)))
     piece = data.draw(st.sampled_from(["", text[start:end] * 2, "(", ")", "\n", ":", " = ", "    ", "0", "q", "\x00"]))
