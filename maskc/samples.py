@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.expr import Binary, BinaryOp, Bucket, Cast, Expr, Read, Type, Unary, UnaryOp, walk
+from maskc.expr import Binary, BinaryOp, Bucket, Cast, Expr, Read, Row, Select, Type, Unary, UnaryOp, walk
 from maskc.grids import line_length
 from maskc.scalars import value
-from maskc.shapes import free_sizes, input_shape
+from maskc.shapes import dots, free_sizes, input_shape
 from maskc.spec import DimKind, InputSpec, MaskSpec, PrefixSum, Sizes
 
 Array = NDArray[Any]
@@ -24,10 +24,16 @@ FREE_EXTENT = 4  # of a dim that only a tensor would fix
 PADDING = 1 / 8  # share of entries that are -1 where `of` allows it
 
 
-def free_extents(spec: MaskSpec, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, int]:
-    """Sizes for all dims that are bare names: those that shapes of some inputs fix, and 4 for the others."""
+def free_extents(
+    spec: MaskSpec, shapes: Mapping[str, tuple[int, ...]] | None = None, width: int = FREE_EXTENT
+) -> dict[str, int]:
+    """Sizes for all dims that are bare names: those that shapes of some inputs fix, the `width` of q and k for rows that
+    are multiplied with others, and 4 for the rest.
+    """
     names = {dim.text: FREE_EXTENT for i in spec.inputs for dim in i.dims if dim.kind is DimKind.FREE}
-    return names | free_sizes(spec, shapes or {})
+    rows = {vector.input for dot in dots(spec) for vector in (dot.left, dot.right) if isinstance(vector, Row)}
+    widths = {spec.input(name).dims[-1].text: width for name in rows}
+    return names | {name: size for name, size in widths.items() if name in names} | free_sizes(spec, shapes or {})
 
 
 def draw(spec: MaskSpec, sizes: Sizes, generator: np.random.Generator) -> dict[str, Array]:
@@ -105,6 +111,8 @@ def _tables(expr: Expr) -> set[str]:
             return _tables(expr.left) | _tables(expr.right)
         case Unary(type=Type.FLOAT) | Cast():
             return _tables(expr.operand)
+        case Select():
+            return _tables(expr.yes) | _tables(expr.no)
         case _:
             return set()
 

@@ -1,9 +1,9 @@
 """The shapes of tables: what a spec asks for at the sizes of a call, and whether what was given fits."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from maskc.diagnostics import MaskInputError
-from maskc.expr import Count, Offset, walk
+from maskc.expr import Count, Dot, Offset, Row, Vector, render, walk
 from maskc.grids import line_length
 from maskc.scalars import because, value
 from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, PrefixSum, Sizes, Values
@@ -54,6 +54,33 @@ def check_shapes(
             )
         for place, (dim, size) in enumerate(zip(entry.dims, shape, strict=True)):
             _check_dim(spec, entry, place, dim, size, shape, sizes)
+
+
+def check_vectors(spec: MaskSpec, shapes: Mapping[str, Shape], width: int) -> None:
+    """Raises MaskInputError for the first `dot` of two vectors whose lengths differ. shapes: those of the inputs, as
+    `check_shapes` accepts them; width: of a row of q and k.
+    """
+    for dot in dots(spec):
+        (left, right) = (_vector_length(spec, vector, shapes, width) for vector in (dot.left, dot.right))
+        if left[0] != right[0]:
+            raise MaskInputError(
+                f"mask '{spec.name}' takes '{render(dot)}', but {left[1]} and {right[1]}; expected one length"
+            )
+
+
+def dots(spec: MaskSpec) -> Iterator[Dot]:
+    """Every inner product that a call computes."""
+    return (node for expr in spec.exprs for node in walk(expr) if isinstance(node, Dot))
+
+
+def _vector_length(spec: MaskSpec, vector: Vector, shapes: Mapping[str, Shape], width: int) -> tuple[int, str]:
+    """How many entries a vector has, and that in words."""
+    if not isinstance(vector, Row):
+        return width, f"q and k are {width} wide"
+    entry = spec.input(vector.input)
+    table = entry if not isinstance(entry.source, PrefixSum) else spec.input(entry.source.table)
+    length = _own_shape(table, shapes)[-1]
+    return length, f"a row of '{vector.input}' has {length} entries"
 
 
 def missing(spec: MaskSpec, entry: InputSpec) -> MaskInputError:

@@ -84,9 +84,9 @@ def resolve(
     axes = {a: _axis(spec, a, given[a]) for a in spec.axis_names if a in given}
     sizes = replace(sizes, axes=axis_sizes(spec, sizes, axes, key_parts))
     sizes = replace(sizes, k_len=padded_keys(spec, sizes))
+    _check_preconditions(spec, sizes, checked)
     for expr in _read(spec):
         check_scalars(spec.name, expr, sizes, checked)
-    _check_preconditions(spec, sizes)
     return sizes
 
 
@@ -213,11 +213,13 @@ def _read(spec: MaskSpec) -> list[Expr]:
     return [*spec.exprs, *(c.expr for c in spec.claims), *extents, *belows]
 
 
-def _check_preconditions(spec: MaskSpec, sizes: Sizes) -> None:
+def _check_preconditions(spec: MaskSpec, sizes: Sizes, checked: set[Expr]) -> None:
+    """Before all else that a call evaluates: a claim says more about a wrong number than what goes wrong with it."""
     empty = line_length(spec, sizes) == 0
     for claim in spec.claims:
         if claim.over_pairs or (empty and any(isinstance(e, AxisSize | Length) for e in walk(claim.expr))):
             continue
+        check_scalars(spec.name, claim.expr, sizes, checked)
         if not value(claim.expr, sizes):
             text = str(claim.expr) if claim.span is None else " ".join(claim.span.text.split()).removeprefix("claim ")
             raise MaskInputError(f"mask '{spec.name}' claims '{text}', which does not hold{because(claim.expr, sizes)}")

@@ -22,6 +22,8 @@ _OF_SCORES = {
     syntax.Rows: "rows",
 }
 
+PREDICATE_WORK = 10  # of reading a mask's head and index space, in operations
+
 
 class Predicates(Reductions):
     """Reads masks that other masks use."""
@@ -42,6 +44,7 @@ class Predicates(Reductions):
             return Unknown()
         if not self._is_predicate(used, node.span) or reading.layout is None:
             return Unknown()  # of a function that nobody calls, the grid is not known
+        self.spend(PREDICATE_WORK, node.span)
         with self._inlining(used, node.span):
             inside = self._inside(used, node, reading)
             inner = Scope(mask.scope)

@@ -11,7 +11,7 @@ from maskc.check import diagnose, load, load_source
 from maskc.diagnostics import Diagnostic, MaskError, Source
 from maskc.grammar.parser import recover
 
-SECONDS = 10.0  # of processor time; two at most are usual
+SECONDS = 4.0  # of processor time; one at most is usual
 READING_SECONDS = 3.0  # the part of the parser; one at most is usual
 
 
