@@ -27,8 +27,8 @@ PADDING = 1 / 8  # share of entries that are -1 where `of` allows it
 def free_extents(
     spec: MaskSpec, shapes: Mapping[str, tuple[int, ...]] | None = None, width: int = FREE_EXTENT
 ) -> dict[str, int]:
-    """Sizes for all dims that are bare names: those that shapes of some inputs fix, the `width` of q and k for rows that
-    are multiplied with others, and 4 for the rest.
+    """Sizes for all dims that are bare names: those that shapes of some inputs fix, the `width` of q and k for rows of
+    which an inner product is taken, and 4 for the rest.
     """
     names = {dim.text: FREE_EXTENT for i in spec.inputs for dim in i.dims if dim.kind is DimKind.FREE}
     rows = {vector.input for dot in dots(spec) for vector in (dot.left, dot.right) if isinstance(vector, Row)}
@@ -112,7 +112,7 @@ def _tables(expr: Expr) -> set[str]:
         case Unary(type=Type.FLOAT) | Cast():
             return _tables(expr.operand)
         case Select():
-            return _tables(expr.yes) | _tables(expr.no)
+            return _tables(expr.then) | _tables(expr.otherwise)
         case _:
             return set()
 

@@ -20,7 +20,7 @@ from maskc import sizes as sizing
 from maskc.diagnostics import MaskInputError, did_you_mean
 from maskc.expr import Scalar, Type
 from maskc.runtime import prologue
-from maskc.shapes import check_shapes, declaration, free_sizes, missing
+from maskc.shapes import check_shapes, check_vectors, declaration, free_sizes, missing
 from maskc.spec import InputSpec, MaskSpec, Sizes
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -129,6 +129,7 @@ def assemble(
             **starts,
         )
         check_shapes(spec, sizes, shapes)
+        check_vectors(spec, shapes, q.shape[-1])
         return sizes
 
     # Types are part of the key: True == 1 == 1.0, but they are not the same parameter.

@@ -54,8 +54,10 @@ class Case:
         """Batch rows, query heads and KV heads."""
         return (1, 2, 1) if max(self.q_len, self.k_len) >= LARGE else (2, 4, 2)
 
-    def sizes(self, spec: MaskSpec) -> Sizes:
-        """The sizes of the call; raises `MaskInputError` where the spec does not accept them."""
+    def sizes(self, spec: MaskSpec, dim: int = samples.FREE_EXTENT) -> Sizes:
+        """The sizes of the call; dim: width of a row of q and k. Raises `MaskInputError` where the spec does not accept
+        them.
+        """
         batch, heads, kv_heads = self.heads
         return resolve(
             spec,
@@ -67,7 +69,7 @@ class Case:
             q_offset=self.q_offset or 0,
             offset_given=self.q_offset is not None,
             given=dict(self.given),
-            free=samples.free_extents(spec),
+            free=samples.free_extents(spec, width=dim),
         )
 
     def __str__(self) -> str:
@@ -241,7 +243,7 @@ def verify(
     """Runs every case on every engine in every dtype. given: parameter values instead of the spec's defaults."""
     for number, case in enumerate(cases(spec, given or {})):
         try:
-            sizes = case.sizes(spec)
+            sizes = case.sizes(spec, dim)
         except MaskInputError as error:
             yield Outcome(spec, case, "", "", refused=str(error))
             continue

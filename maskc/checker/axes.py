@@ -99,10 +99,10 @@ class Axes(Inputs):
         for name in names[:AXES_LIMIT]:
             if name.text in known:
                 self.report(f"this grid already has an axis '{name.text}'", name.span)
-            elif name.text == "segment":
+                continue
+            if name.text == "segment":
                 self.report("'segment' is the number of a token's part and cannot be an axis", name.span)
-            else:
-                known.append(name.text)
+            known.append(name.text)
         return tuple(known)
 
     def _part(self, node: syntax.Axis, scope: Scope, reading: Reading) -> Part | None:

@@ -20,7 +20,7 @@ from maskc.diagnostics import Diagnostic, MaskInputError, did_you_mean
 from maskc.expr import Scalar, Side, Type
 from maskc.grids import grid_length, open_axis
 from maskc.prologue import bind, complete
-from maskc.samples import draw, free_extents
+from maskc.samples import FREE_EXTENT, draw, free_extents
 from maskc.shapes import check_shapes
 from maskc.sizes import parameters, resolve
 from maskc.spec import InputSpec, MaskSpec, ParameterSpec, Sizes
@@ -170,7 +170,7 @@ def call_sizes(spec: MaskSpec, arguments: Namespace, shapes: Mapping[str, tuple[
         q_offset=0 if offset is None else offset,
         offset_given=offset is not None,
         given=given,
-        free=free_extents(spec, shapes),
+        free=free_extents(spec, shapes, getattr(arguments, "dim", FREE_EXTENT)),
     )
 
 

@@ -145,8 +145,15 @@ def lints(spec: MaskSpec) -> list[Diagnostic]:
         elif _excluded(alone, FALSE, tuple(c.expr for c in preconditions[: number + 1])):
             message = "this precondition contradicts those above it"
             found.append(Diagnostic(message, claim.expr.span, severity="warning"))
-    if not found and spec.clauses and _excluded(spec, FALSE, spec.clauses):
-        found.append(Diagnostic(f"mask {spec.name!r} keeps no pair, so its claims say nothing", severity="warning"))
+    if found:
+        return found
+    if spec.clauses and _excluded(spec, FALSE, spec.clauses):
+        return [Diagnostic(f"mask {spec.name!r} keeps no pair, so its claims say nothing", severity="warning")]
+    for number, clause in enumerate(spec.clauses):
+        others = spec.clauses[:number] + spec.clauses[number + 1 :]
+        if others and clause.span is not None and _excluded(spec, clause, others):
+            message = "the other 'keep's already say this; it changes nothing"
+            found.append(Diagnostic(message, clause.span, severity="warning"))
     return found
 
 

@@ -461,3 +461,18 @@ def test_preconditions_that_say_nothing(claims: list[str], said: list[str]) -> N
 def test_a_mask_that_keeps_nothing() -> None:
     found = lints(load("mask m:\n    keep k < q\n    keep q < k\n    claim k == 7\n"))
     assert [d.message for d in found] == ["mask 'm' keeps no pair, so its claims say nothing"]
+
+
+@pytest.mark.parametrize(
+    ("keeps", "idle"),
+    [
+        (["k <= q", "k <= q + 1"], ["k <= q + 1"]),
+        (["k <= q", "q - k < 9"], []),
+        (["q // 4 == k // 4", "abs(q - k) < 4"], ["abs(q - k) < 4"]),
+        (["k < 5 and k < 3", "k < 4"], ["k < 4"]),
+        (["k < 5", "k <= 4"], ["k < 5", "k <= 4"]),  # each of them: one is enough
+    ],
+)
+def test_keeps_that_change_nothing(keeps: list[str], idle: list[str]) -> None:
+    found = lints(load("mask m:\n" + "".join(f"    keep {keep}\n" for keep in keeps)))
+    assert [d.span.text for d in found if d.span is not None] == idle

@@ -221,6 +221,11 @@ def test_broken_examples(data: st.DataObject) -> None:
     outcome(text[:start] + piece + text[end:])
 
 
+@pytest.mark.parametrize("text", ["mask a:\n    axes segment: 3, rest: (segment)\n    keep q in rest\n"])
+def test_what_fuzzing_found(text: str) -> None:
+    assert outcome(text) == "error"
+
+
 def test_any_bytes_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.mask"
     for data in (b"\xff", b"mask a:\n    keep \xc3\x28\n", b"\xef\xbb\xbf\xff", bytes(range(256)), b"\xf0\x9f\x98"):
