@@ -124,3 +124,14 @@ def test_free_dims_have_one_size() -> None:
         spec, resolve(spec, q_len=8, k_len=8, given={}, free={"m": 7, "n": 4}), np.random.default_rng(0)
     )
     assert {name: array.shape for name, array in found.items()} == {"a": (4, 7), "b": (7,)}
+
+
+def test_rows_of_inner_products_are_as_wide_as_q_and_k() -> None:
+    spec = load("mask m:\n    input rows: float[n, w]\n    input n_: bool[n]\n    score += dot(query, rows[k % n])\n")
+    assert samples.free_extents(spec, width=16) == {"n": 4, "w": 16}
+
+
+def test_factors_of_masses_are_positive_in_conditions_too() -> None:
+    spec = load("mask m:\n    input gate: float[k]\n    mass *= 1 if k <= q else gate[k]\n")
+    sizes = resolve(spec, q_len=99, k_len=99, given={})
+    assert (samples.draw(spec, sizes, np.random.default_rng(0))["gate"] >= 0).all()

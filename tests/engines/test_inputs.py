@@ -1,5 +1,7 @@
 """What a call may not give: each is refused with a sentence that names it, what was given and what is expected."""
 
+import re
+
 import engine_cases as cases
 import numpy as np
 import pytest
@@ -105,6 +107,25 @@ def test_sizes_that_do_not_fit_the_axes(engine):
         attention(*qkv())
     with pytest.raises(MaskInputError):
         attention(*qkv(), x=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("score += dot(query, rows[q])", "q and k are 4 wide and a row of 'rows' has 3 entries; expected one length"),
+        ("score += dot(rows[q], two[k])", "a row of 'rows' has 3 entries and a row of 'two' has 5 entries"),
+        ("mass *= exp(dot(sums[q], key))", "a row of 'sums' has 3 entries and q and k are 4 wide"),
+    ],
+)
+def test_vectors_of_different_lengths(line, message):
+    text = f"""mask m:
+    input rows: float[q, n]
+    input two: float[k, m]
+    let sums = cumsum(rows, q)
+    {line}
+"""
+    with pytest.raises(MaskInputError, match=re.escape(message)):
+        maskc.compile_attention(text, engine="dense")(*qkv(), rows=torch.ones(8, 3), two=torch.ones(8, 5))
 
 
 def test_lengths_that_differ_need_an_offset(engine):
