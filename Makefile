@@ -57,12 +57,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/maskc check examples/*.mask >/dev/null
-	$(BIN)/maskc fmt --check maskc/library.mask examples/*.mask examples/gallery/*.mask
+	$(BIN)/maskc fmt --check maskc/library.mask examples/*.mask examples/gallery/*.mask docs/*.mask
 
 format: $(READY)
 	$(BIN)/ruff format $(CHECKED)
 	$(BIN)/ruff check --fix $(CHECKED)
-	$(BIN)/maskc fmt maskc/library.mask examples/*.mask examples/gallery/*.mask
+	$(BIN)/maskc fmt maskc/library.mask examples/*.mask examples/gallery/*.mask docs/*.mask
 
 types: $(READY)
 	$(BIN)/python .ci/check_types.py
