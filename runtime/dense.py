@@ -33,13 +33,16 @@ from maskc.runtime.inputs import Call
 from maskc.spec import Dim, Form, Normalizer, PrefixSum, Reduction, RowDefault
 
 
-def attention(call: Call) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+def attention(call: Call, shares: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Output, log-sum-exp and the spec's outputs by name.
 
     The output is [batch, heads, q_len, D_v] in the dtype of q. lse, [batch, heads, q_len], and outputs, [batch, heads,
     *dims], are float32 (float64 for float64 q; counts are int64); lse is None where the normaliser is no softmax.
+
+    shares: zeros of the shape of inputs, by name. A backward pass adds to them the sizes of what the pairs give to the
+    gradients of these inputs, for judgements of rounding errors.
     """
-    flow = Flow(call)
+    flow = Flow(call, shares=shares)
     lse = flow.normalized.lse
     if lse is not None:
         lse = _reached(wide(lse), call)
@@ -82,8 +85,8 @@ class Flow(Planes):
     kept: the pairs to take instead of those of the spec.
     """
 
-    def __init__(self, call: Call, kept: Tensor | None = None):
-        super().__init__(call)
+    def __init__(self, call: Call, kept: Tensor | None = None, shares: dict[str, Tensor] | None = None):
+        super().__init__(call, shares)
         self._given_kept = kept
         self._reduced: dict[str, Tensor] = {}
         spec = call.spec

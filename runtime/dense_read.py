@@ -60,8 +60,9 @@ class Planes:
     These are the call's own numbers, for what decides whether a pair is kept; nothing final exists yet.
     """
 
-    def __init__(self, call: Call):
+    def __init__(self, call: Call, shares: dict[str, Tensor] | None = None):
         self.call = call
+        self.shares = shares
 
     @cached_property
     def dots(self) -> Tensor:
@@ -87,6 +88,20 @@ class Planes:
     def table(self, name: str) -> Tensor:
         """An input or a reduction."""
         return self.call.inputs[name]
+
+    def weigh(self, name: str, entries: Tensor, at: tuple[Tensor, ...]) -> None:
+        """Adds to `shares` the size of what each pair will give to the gradient of a table's entries."""
+        if self.shares is None or name not in self.shares or not entries.requires_grad:
+            return
+        share = self.shares[name]
+
+        def add(gradient: Tensor) -> None:
+            if at:
+                share.index_put_(at, gradient.abs(), accumulate=True)
+            else:
+                share.add_(gradient.abs().sum_to_size(share.shape))
+
+        entries.register_hook(add)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -315,14 +330,20 @@ def _entries(name: str, indices: tuple[Expr, ...], pairs: Pairs) -> tuple[Tensor
     table = pairs.leaf(pairs.planes.table(name))
     inside = torch.ones((), dtype=torch.bool, device=table.device)
     if not indices:
-        return table, inside
+        # One entry for every pair: what each gives to it can only be told apart where it has a copy of its own.
+        entries = table if pairs.planes.shares is None else table.expand(*pairs.batch.shape, *table.shape)
+        pairs.planes.weigh(name, entries, ())
+        return entries, inside
     at = torch.broadcast_tensors(*(read(i, pairs.deciding()) for i in indices))
     extents, rest = table.shape[: len(at)], table.shape[len(at) :]
     for index, extent in zip(at, extents, strict=True):
         inside = inside & (index >= 0) & (index < extent)
     if 0 in extents:
         return table.new_zeros((*at[0].shape, *rest)), inside
-    return table[tuple(index.masked_fill(~inside, 0) for index in at)], inside
+    guarded = tuple(index.masked_fill(~inside, 0) for index in at)
+    entries = table[guarded]
+    pairs.planes.weigh(name, entries, guarded)
+    return entries, inside
 
 
 def _member(expr: Member, pairs: Pairs) -> Tensor:

@@ -8,7 +8,9 @@ where dense's own error is 0. P are the weights, s the scale, f' = d score / d f
     out  P |V|                      lse  |f'| |Q| |K| s + |score - f' first| + 1     (for plain scores |Q| |K| s + 1)
     dv   P^T |dO|                   dq   (P * (|dO| |V|^T + sum |dO * O| + |dLSE|)) |f'| |K| s, dk alike
 
-A spec that other engines than `dense` do not run has the largest entry of the value itself as M.
+    a learned input   sum over pairs of |dS * d score / d entry|, whatever stage of the spec reads it
+
+The other quantities of a spec that only `dense` runs have their own largest entry as M.
 
 For float64, whose dense is the reference itself, dense's own error is that of float32 in proportion to eps.
 
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 from maskc import features
+from maskc.expr import Type
 from maskc.runtime import dense, prologue
 from maskc.runtime.inputs import Call
 from maskc.spec import MaskSpec
@@ -97,15 +100,17 @@ def _dense_errors(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse:
     return {name: _distance(found[name], value) for name, value in exact.items()}
 
 
-def values_of(call: Call, d_out: Tensor, d_lse: Tensor | None = None) -> dict[str, Tensor]:
-    """Output, lse, outputs of the spec and gradients of `dense` in the call's own dtype."""
+def values_of(
+    call: Call, d_out: Tensor, d_lse: Tensor | None = None, shares: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Output, lse, outputs of the spec and gradients of `dense` in the call's own dtype. shares: as in `dense`."""
     leaves = leaves_of(call.spec, {"q": call.q, "k": call.k, "v": call.v, **call.inputs})
     given = {name: table for name, table in (*call.inputs.items(), *leaves.items()) if name in call.inputs}
     with torch.enable_grad():
         # Sums are made anew, so that gradients reach what they are made of.
         tables = prologue.complete(call.spec, given, call.q.device)
         here = replace(call, q=leaves["q"], k=leaves["k"], v=leaves["v"], inputs=tables)
-        values = quantities(dense.attention(here), leaves, d_out, d_lse)
+        values = quantities(dense.attention(here, shares), leaves, d_out, d_lse)
     # Virtual keys of a border are nobody's input.
     return values | {name: prologue.inner(call.spec, call.sizes, values[name]) for name in ("dk", "dv")}
 
@@ -188,7 +193,8 @@ def _in(dtype: torch.dtype, call: Call) -> Call:
 def _magnitudes(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: Tensor | None) -> dict[str, float]:
     """M of every quantity; call is in float64."""
     if features.refusal(call.spec, "tiled") is not None:
-        return {name: _largest(torch.where(torch.isfinite(x), x, 0)) for name, x in exact.items()}
+        own = {name: _largest(torch.where(torch.isfinite(x), x, 0)) for name, x in exact.items()}
+        return own | {f"d {name}": _largest(x) for name, x in _shares(call, d_out, d_lse).items()}
     sizes, scale = call.sizes, abs(call.scale)
     group = sizes.heads // max(1, sizes.kv_heads)
     q, k, v, d_o = (x.abs() for x in (call.q, call.k, call.v, d_out.to(call.q)))
@@ -206,6 +212,22 @@ def _magnitudes(call: Call, exact: Mapping[str, Tensor], d_out: Tensor, d_lse: T
         "dk": _largest(_per_kv_head(d_first.transpose(-1, -2) @ q, group)),
         "dv": _largest(_per_kv_head(weights.transpose(-1, -2) @ d_o, group)),
     }
+
+
+def _shares(call: Call, d_out: Tensor, d_lse: Tensor | None) -> dict[str, Tensor]:
+    """For every learned input, entry by entry: the sum of the sizes of what pairs give to its gradient."""
+    tables = {i.name: call.inputs[i.name] for i in call.spec.inputs if i.type is Type.FLOAT}
+    shares = {name: torch.zeros_like(table.detach()) for name, table in tables.items()}
+    values_of(call, d_out, d_lse, shares)
+    learned = {i.name: call.inputs[i.name].detach().requires_grad_() for i in call.spec.given if i.learned}
+    if not learned:
+        return {}
+    with torch.enable_grad():  # prefix sums hand on to what they are made of
+        made = prologue.complete(call.spec, {**call.inputs, **learned}, call.q.device)
+        reached = {name: share for name, share in shares.items() if made[name].requires_grad}
+    tables, given = tuple(made[name] for name in reached), tuple(reached.values())
+    gradients = torch.autograd.grad(tables, tuple(learned.values()), given, materialize_grads=True)
+    return dict(zip(learned, gradients, strict=True))
 
 
 def _score_facts(call: Call, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

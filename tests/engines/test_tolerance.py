@@ -6,7 +6,9 @@ import engine_cases as cases
 import pytest
 import torch
 
+from maskc.check import load
 from maskc.runtime import tolerance
+from maskc.runtime.inputs import prepare
 
 
 def judged(call, **altered):
@@ -100,3 +102,35 @@ def test_magnitudes_follow_the_slope_of_the_score():
 
 def test_nothing_to_compare_passes():
     assert judged(cases.call_of("everything", q_len=0, k_len=3)).passed
+
+
+def test_a_learned_input_weighs_what_every_pair_gives_to_it() -> None:
+    text = """
+mask m:
+    input bias: float[head, 5] learned
+    input slope: float[] learned
+    input decay: float[head, seq] learned
+    let reach = cumsum(decay, seq)
+    keep k <= q
+    score += bias[min(q - k, 4)] + slope * (q - k) + reach[k]
+"""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, d_out = (torch.randn(1, 2, 7, 4, generator=generator, dtype=torch.float64) for _ in range(4))
+    bias, slope, decay = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 5), (), (2, 7))
+    )
+    call = prepare(load(text), q, k, v, {"bias": bias, "slope": slope, "decay": decay})
+    found = tolerance.reference(call, d_out).magnitude
+
+    query, key = torch.arange(7).view(-1, 1), torch.arange(7)
+    distance, kept = query - key, key <= query
+    score = q @ k.transpose(-1, -2) / 2 + bias[:, distance.clamp(0, 4)] + slope * distance
+    score = score + decay.cumsum(-1).unsqueeze(-2)
+    weights = torch.softmax(score.masked_fill(~kept, -torch.inf), -1)
+    upstream = d_out @ v.transpose(-1, -2)
+    d_score = (weights * (upstream - (weights * upstream).sum(-1, keepdim=True))).abs()[0]
+    of_bias = torch.stack([(d_score * (distance.clamp(0, 4) == i) * kept).sum((-1, -2)) for i in range(5)], -1)
+    of_reach = d_score.sum(-2)
+    assert found["d bias"] == pytest.approx(float(of_bias.max()))
+    assert found["d slope"] == pytest.approx(float((d_score * distance.abs()).sum()))
+    assert found["d decay"] == pytest.approx(float(of_reach.flip(-1).cumsum(-1).max()))
