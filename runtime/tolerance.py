@@ -225,8 +225,8 @@ def _shares(call: Call, d_out: Tensor, d_lse: Tensor | None) -> dict[str, Tensor
     with torch.enable_grad():  # prefix sums hand on to what they are made of
         made = prologue.complete(call.spec, {**call.inputs, **learned}, call.q.device)
         reached = {name: share for name, share in shares.items() if made[name].requires_grad}
-    tables, given = tuple(made[name] for name in reached), tuple(reached.values())
-    gradients = torch.autograd.grad(tables, tuple(learned.values()), given, materialize_grads=True)
+    sums, given = tuple(made[name] for name in reached), tuple(reached.values())
+    gradients = torch.autograd.grad(sums, tuple(learned.values()), given, materialize_grads=True)
     return dict(zip(learned, gradients, strict=True))
 
 
