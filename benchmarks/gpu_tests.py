@@ -48,7 +48,6 @@ from maskc.expr import Side
 from maskc.grammar.parser import recover
 from maskc.grids import grid_length
 from maskc.runtime import tolerance, verify
-from maskc.runtime.attention import Attention
 from maskc.runtime.verify import Case, Outcome, Problem
 from maskc.sizes import parameters
 from maskc.spec import MaskSpec
@@ -234,15 +233,14 @@ def results(unit: Unit, options: Options) -> Iterator[Result]:
 def _results(unit: Unit, options: Options) -> Iterator[Result]:
     torch.set_num_threads(1)  # the reference; there is a process per core
     spec = load(unit.path, unit.mask)
-    attention = maskc.compile_attention(spec, engine=options.engine)
     found, refused = accepted(spec, cases(spec, options.tiny), unit.dim)
     yield from (Result(unit, str(case), "refused", detail=why) for case, why in refused)
     for case, layout, per_row in variants(unit, spec, found):
         what = f"{case}, {layout}{', an offset per row' if per_row else ''}"
-        yield guarded(unit, what, partial(judge, unit, attention, options, case, layout, per_row))
+        yield guarded(unit, what, partial(judge, unit, spec, options, case, layout, per_row))
     if found:
         what = f"{found[-1]}, {RUNS} times"
-        yield guarded(unit, what, partial(repeat, unit, attention, options, found[-1]))
+        yield guarded(unit, what, partial(repeat, unit, spec, options, found[-1]))
 
 
 def guarded(unit: Unit, what: str, run: Callable[[], tuple[str, float | None, str, str]]) -> Result:
@@ -256,26 +254,28 @@ def guarded(unit: Unit, what: str, run: Callable[[], tuple[str, float | None, st
 
 
 def judge(
-    unit: Unit, attention: Attention, options: Options, case: Case, layout: str, per_row: bool
+    unit: Unit, spec: MaskSpec, options: Options, case: Case, layout: str, per_row: bool
 ) -> tuple[str, float, str, str]:
     """Status, largest share of a bound, whose, and all misses."""
-    problem = problem_of(attention.spec, case, unit.dim)
+    problem = problem_of(spec, case, unit.dim)
     if per_row:
         problem = replace(problem, given={**problem.given, "q_offset": torch.tensor(ROW_OFFSETS)})
     here = problem.to(verify.DTYPES[unit.dtype])
     there = here.to(verify.DTYPES[unit.dtype], options.device)
     view = LAYOUTS[layout]
+    attention = maskc.compile_attention(problem.spec, engine=options.engine)  # with the constant inputs of the case
     there = replace(there, q=view(there.q), k=view(there.k), v=view(there.v))
     values = {name: x.cpu() for name, x in there.run(attention).items()}
     report = tolerance.compare(values, tolerance.reference(here.call, here.d_out, here.d_lse))
-    share, quantity = Outcome(attention.spec, case, options.engine, unit.dtype, report).worst
+    share, quantity = Outcome(spec, case, options.engine, unit.dtype, report).worst
     misses = "; ".join(str(j) for j in report.judgements if not j.passed)
     return "ok" if report.passed else "missed", share, quantity, misses
 
 
-def repeat(unit: Unit, attention: Attention, options: Options, case: Case) -> tuple[str, None, str, str]:
+def repeat(unit: Unit, spec: MaskSpec, options: Options, case: Case) -> tuple[str, None, str, str]:
     """Whether equal calls give equal bits."""
-    problem = problem_of(attention.spec, case, unit.dim).to(verify.DTYPES[unit.dtype], options.device)
+    problem = problem_of(spec, case, unit.dim).to(verify.DTYPES[unit.dtype], options.device)
+    attention = maskc.compile_attention(problem.spec, engine=options.engine)
     first, *others = ({name: bits(x) for name, x in problem.run(attention).items()} for _ in range(RUNS))
     differing = [name for name, x in first.items() if not all(torch.equal(x, other[name]) for other in others)]
     return "missed" if differing else "ok", None, "", f"bits differ: {', '.join(differing)}" if differing else ""

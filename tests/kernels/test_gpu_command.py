@@ -41,18 +41,26 @@ def test_the_command_names_its_parts() -> None:
 
 def test_specs_are_judged(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "tests.json"
-    only = ["causal", "documents", "swin", "levels", "maxvit"]
+    only = ["causal", "documents", "swin", "levels", "maxvit", "steps"]
     options = ["--device", "cpu", "--sizes", "tiny", "--workers", "0", "--json", str(path), "--only", *only]
     assert load("gpu_tests").main(options) == 0, capsys.readouterr().out
     report = json.loads(path.read_text())
     assert VERSIONS | {"engine", "seconds", "counts"} <= report.keys()
     found = report["results"]
-    assert {r["mask"] for r in found} == {"causal", "documents", "documents_bidirectional", "swin", "levels", "grid"}
+    assert {r["mask"] for r in found} == {
+        "causal",
+        "documents",
+        "documents_bidirectional",
+        "swin",
+        "levels",
+        "grid",
+        "steps",
+    }
     assert report["counts"] == {status: sum(r["status"] == status for r in found) for status in ("ok", "refused")}
     assert all(0 <= r["share"] <= 1 for r in found if r["status"] == "ok" and "times" not in r["what"])
     for what in ("unaligned", "wider", "an offset per row", "5 times", "1 x 65 from 64"):
         assert any(what in r["what"] for r in found), what
-    assert "6 masks" in capsys.readouterr().out
+    assert "7 masks" in capsys.readouterr().out
 
 
 def test_a_miss_is_told_and_the_run_goes_on(
