@@ -40,6 +40,7 @@ from maskc.expr import (
     Position,
     Rand,
     Read,
+    Row,
     Scale,
     Score,
     Select,
@@ -326,7 +327,7 @@ class Writer:
         value = self._node(expr, double)
         if (
             not isinstance(value, ast.Name | ast.Constant)
-            and (hoist or self._uses[id(expr)] > 1 or isinstance(expr, Read))
+            and (hoist or self._uses[id(expr)] > 1 or isinstance(expr, Read | Bucket))
             and not _is_constant(value)
         ):
             value = self._bind(value, end, self._stem(expr, end), str(expr))
@@ -341,6 +342,12 @@ class Writer:
                 return f"{expr.name}_value"
             case Coordinate():
                 return expr.axis
+            case Bucket():
+                return "bucket"
+            case Member():
+                return "found"
+            case Rand():
+                return "random"
             case Binary(op=op) if op in COMPARISONS:
                 return "holds"
             case Binary(op=BinaryOp.MOD | BinaryOp.TRUNCMOD):
@@ -393,7 +400,14 @@ class Writer:
                 return call("tl.where", self._at(expr.condition, end, False), *branches)
             case Cast():
                 return self._cast(expr, double)
-            case Member() | Bucket() | Dot() | Rand() | Fold() | Bound() | FinalScore() | Weight() | Kept():
+            case Member():
+                return self._helper("_member", self._item(expr, False), *self._row(expr.row, end))
+            case Bucket():
+                item = self._item(expr, expr.item.type is Type.FLOAT and not self._score_in(expr.item))
+                return self._helper("_bucket", item, *self._row(expr.row, end), name("INTEGER"))
+            case Rand():
+                return self._rand(expr, double)
+            case Dot() | Fold() | Bound() | FinalScore() | Weight() | Kept():
                 raise AssertionError(f"{expr} is refused before a kernel is written")
             case _:
                 assert_never(expr)
@@ -617,11 +631,57 @@ class Writer:
     def _read(self, expr: Read, double: bool) -> ast.expr:
         """One bounds-checked load: its address and its check are built from what each side contributes."""
         end = self._depends_on(expr)
+        address, check = self._place(expr, end)
+        return self._loaded(expr, address, check, double)
+
+    def _row(self, row: Row, end: Depends) -> tuple[ast.expr, ...]:
+        """Where a row begins, its stride and length, and whether it exists, ready for values that depend on `end`."""
+        own = Depends.NONE
+        for index in row.indices:
+            own |= self._depends_on(index)
+        first, check = self._place(row, own)
+        if not isinstance(first, ast.Name):
+            first = self._bind(first, own, f"{row.input}_row", "")
+        pointer, last = self.symbols.inputs[row.input], len(row.indices)
+        exists = parsed("tl.full((), 1, tl.int1)") if check is None else check
+        if not isinstance(exists, ast.Name | ast.Call):
+            exists = self._bind(exists, own, "exists", "")
+        return (
+            self._spread(first, own, end),
+            parsed(f"{pointer}_stride_{last}.to(INTEGER)"),
+            name(f"{pointer}_size_{last}"),
+            self._spread(exists, own if check is not None else Depends.NONE, end),
+        )
+
+    def _item(self, expr: Member | Bucket, double: bool) -> ast.expr:
+        """What is searched for, which must not be a bare number."""
+        value = self._at(expr.item, self._depends_on(expr), double)
+        if not isinstance(value, ast.Constant) and not _is_constant(value):
+            return value
+        return call("tl.full", parsed("()"), value, parsed("tl.float64") if double else name("INTEGER"))
+
+    def _rand(self, expr: Rand, double: bool) -> ast.expr:
+        """The arguments one by one, those in front mixed where they are known."""
+        state, known = parsed("tl.full((), 0, tl.uint32)"), Depends.NONE
+        for number, argument in enumerate(expr.arguments):
+            end = known | self._depends_on(argument)
+            value = self._at(argument, end, False)
+            if isinstance(value, ast.Constant) or _is_constant(value):
+                value = call("tl.full", parsed("()"), value, parsed("tl.int64"))
+            if end is not known and number > 0:
+                state = self._spread(self._bind(state, known, "state", ""), known, end)
+            state, known = self._helper("_mix", state, value), end
+        value = self._helper("_fraction", state)
+        self.double |= double
+        return method(value, "to", parsed("tl.float64")) if double else value
+
+    def _place(self, expr: Read | Row, end: Depends) -> tuple[ast.expr, ast.expr | None]:
+        """The address that indices lead to and whether it exists, None where it always does."""
         pointer = self.symbols.inputs[expr.input]
         spec = self.spec.input(expr.input)
         offsets: dict[Depends, list[ast.expr]] = {}
         checks: dict[Depends, list[ast.expr]] = {}
-        for dim, (index, kind) in enumerate(zip(expr.indices, (d.kind for d in spec.dims), strict=True)):
+        for dim, (index, kind) in enumerate(zip(expr.indices, (d.kind for d in spec.dims), strict=False)):
             part = self._depends_on(index)
             counter = _is_counter(index, kind)
             value = name(str(index)) if counter else self._write(index, False)
@@ -639,10 +699,11 @@ class Writer:
                 size = name(f"{pointer}_size_{dim}")
                 checks.setdefault(part, []).append(compared(value, ast.GtE(), ast.Constant(0)))
                 checks[part].append(compared(value, ast.Lt(), size))
-        address = self._address(name(pointer), offsets, expr, end)
-        return self._loaded(expr, address, self._check(checks, end), double)
+        return self._address(name(pointer), offsets, expr, end), self._check(checks, end)
 
-    def _address(self, pointer: ast.expr, offsets: dict[Depends, list[ast.expr]], expr: Read, end: Depends) -> ast.expr:
+    def _address(
+        self, pointer: ast.expr, offsets: dict[Depends, list[ast.expr]], expr: Read | Row, end: Depends
+    ) -> ast.expr:
         for part in sorted(offsets):
             total = offsets[part][0]
             for more in offsets[part][1:]:

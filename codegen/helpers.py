@@ -1,4 +1,7 @@
-"""Functions that a kernel file brings along where its expressions call them, as text."""
+"""Functions that a kernel file brings along where its expressions call them, as text.
+
+HELPERS compute operators; LOOKUPS search the rows of tables and mix the bits of `rand`.
+"""
 
 from collections.abc import Iterable
 
@@ -107,8 +110,57 @@ def _softplus(x):
 ''',
 }
 
+LOOKUPS = {
+    "_member": '''
+@triton.jit
+def _member(item, row, stride, length, exists):
+    """Whether the item is an entry of the row that begins at `row`; negative entries match nothing."""
+    found = (tl.zeros_like(item) + tl.where(exists, 0, 0)) != 0
+    for place in range(length):
+        entry = tl.load(row + place * stride, mask=exists, other=-1)
+        found |= (entry == item) & (entry >= 0)
+    return found
+''',
+    "_bucket": '''
+@triton.jit
+def _bucket(item, row, stride, length, exists, INTEGER: tl.constexpr):
+    """How many entries of the ascending row that begins at `row` are <= item, by steps of falling powers of 2."""
+    passed = (tl.zeros_like(item) + tl.where(exists, 0, 0)).to(INTEGER)
+    step = 1
+    while step * 2 <= length:
+        step *= 2
+    while step > 0:
+        place = passed + (step - 1)
+        inside = exists & (place < length)
+        entry = tl.load(row + place * stride, mask=inside, other=0)
+        if item.dtype.is_floating():
+            entry = entry.to(item.dtype)
+        passed += tl.where(inside & (entry <= item), step, 0)
+        step = step // 2
+    return passed
+''',
+    "_mix": '''
+@triton.jit
+def _mix(state, number):
+    """The state of `rand`, 32 bits, after one more argument of 64 bits."""
+    wide = number + tl.full((), 0, tl.int64)  # a conversion would leave scalars of Triton's interpreter as they are
+    low = wide.to(tl.uint32)
+    high = (wide >> 32).to(tl.uint32)
+    word = (state + 0x9E3779B9) ^ low ^ (high * 0x9E3779B1)
+    word = (word ^ (word >> 16)) * 0x7FEB352D
+    word = (word ^ (word >> 15)) * 0x846CA68B
+    return word ^ (word >> 16)
+''',
+    "_fraction": '''
+@triton.jit
+def _fraction(state):
+    """The upper 24 bits as a multiple of 2**-24 in [0, 1), which float32 holds exactly."""
+    return (state >> 8).to(tl.int32).to(tl.float32) * (1.0 / 16777216.0)
+''',
+}
+
 
 def helpers(called: Iterable[str]) -> str:
     """The text of the functions that are called, in one order for all files."""
     wanted = set(called)
-    return "\n\n".join(text.strip("\n") + "\n" for h, text in HELPERS.items() if h in wanted)
+    return "\n\n".join(text.strip("\n") + "\n" for h, text in (HELPERS | LOOKUPS).items() if h in wanted)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import IntFlag
 
 from maskc.analysis.bounds import value_range
+from maskc.constants import written_out
 from maskc.expr import (
     COMPARISONS,
     FALSE,
@@ -67,8 +68,10 @@ def reads_score(expr: Expr) -> bool:
 
 
 def settle(expr: Expr, spec: MaskSpec) -> Expr:
-    """An equal expression: constants folded, comparisons and residues taken apart by side, C division where proven."""
-    return _divided_in_c(_settled(expr), spec, _promised(spec))
+    """An equal expression: folds written out, constants folded, comparisons and residues taken apart by side, and C
+    division where proven.
+    """
+    return _divided_in_c(_settled(written_out(expr)), spec, _promised(spec))
 
 
 def settled(spec: MaskSpec) -> MaskSpec:

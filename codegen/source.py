@@ -13,16 +13,18 @@ from functools import cached_property, lru_cache
 
 from maskc.codegen import backward, forward
 from maskc.codegen.expression import Names, Symbols, free_size
-from maskc.codegen.helpers import HELPERS, helpers
+from maskc.codegen.helpers import HELPERS, LOOKUPS, helpers
 from maskc.codegen.settle import Depends, depends, settle
 from maskc.codegen.template import fill, without_blanks
 from maskc.expr import (
     AxisSize,
     Binary,
     BinaryOp,
+    Bucket,
     Coordinate,
     Expr,
     FreeSize,
+    Member,
     Offset,
     Parameter,
     Position,
@@ -95,6 +97,7 @@ class MaskArguments:
     def inputs(self) -> tuple[str, ...]:
         """Inputs that are read or whose dims are, in the order of the spec."""
         read = {node.input for node in self.nodes if isinstance(node, Read)}
+        read |= {node.row.input for node in self.nodes if isinstance(node, Member | Bucket)}
         read |= {free_size(self.spec, node.name)[0] for node in self.nodes if isinstance(node, FreeSize)}
         return tuple(i.name for i in self.spec.inputs if i.name in read)
 
@@ -255,6 +258,7 @@ def _reserved() -> frozenset[str]:
     for text in texts:
         tokens = tokenize.generate_tokens(io.StringIO(without_blanks(text)).readline)
         found |= {token.string for token in tokens if token.type == tokenize.NAME}
+    found |= LOOKUPS.keys()  # what is local to them clashes with nothing
     return frozenset(found | {"highest", "base", "decay", "weights", "tile", "stop", "run", "tiles", "ends", "step"})
 
 

@@ -4,7 +4,7 @@ from typing import assert_never
 
 import numpy as np
 
-from maskc.evaluate import Pairs, evaluate
+from maskc.evaluate import Pairs, evaluate, whole
 from maskc.expr import (
     AxisSize,
     Binary,
@@ -36,7 +36,9 @@ from maskc.expr import (
     Type,
     Unary,
     Weight,
+    children,
     rebuild,
+    walk,
 )
 from maskc.spec import Sizes
 
@@ -58,6 +60,62 @@ def with_step(body: Expr, index: Bound, step: int) -> Expr:
     if body == index:
         return Literal(Type.INT, step)
     return rebuild(body, lambda child: with_step(child, index, step))
+
+
+def steps_of(fold: Fold) -> int | None:
+    """How many steps a fold has in every call; None where that differs."""
+    if any(not isinstance(node, Literal) for node in walk(fold.count) if not children(node)):
+        return None
+    return max(0, whole(fold.count, _ANY_CALL))
+
+
+def steps_written(fold: Fold, steps: int) -> Expr:
+    """A fold of that many steps without it: its body once per step."""
+    bodies = [with_step(fold.body, fold.index, step) for step in range(steps)]
+    match fold.op:
+        case FoldOp.ANY | FoldOp.ALL:
+            if not bodies:
+                return _literal(fold.op is FoldOp.ALL, Type.BOOL)
+            return joined(BinaryOp.OR if fold.op is FoldOp.ANY else BinaryOp.AND, bodies)
+        case FoldOp.SUM:
+            total: Expr = Literal(fold.type, 0.0 if fold.type is Type.FLOAT else 0)
+            for body in bodies:
+                total = Binary(fold.type, BinaryOp.ADD, total, body)
+            return total
+        case _:
+            assert_never(fold.op)
+
+
+def written_out(expr: Expr) -> Expr:
+    """The expression with every fold whose number of steps is the same in all calls written out, constants computed."""
+    if Fold not in expr.kinds:
+        return expr
+    changed = rebuild(expr, written_out)
+    steps = steps_of(changed) if isinstance(changed, Fold) else None
+    if steps is None or not isinstance(changed, Fold):
+        return changed
+    return _with_values(steps_written(changed, steps))
+
+
+def _with_values(expr: Expr) -> Expr:
+    """What is computed from literals alone, computed."""
+    changed = rebuild(expr, _with_values)
+    if not isinstance(changed, Unary | Cast | Binary | Select | Rand):
+        return changed
+    if any(not isinstance(operand, Literal) for operand in children(changed)):
+        return changed
+    return _value_of(changed, _ANY_CALL)
+
+
+def joined(op: BinaryOp, parts: list[Expr]) -> Expr:
+    """`and` or `or` of all parts, as a balanced tree: there may be many."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = (len(parts) + 1) // 2
+    return Binary(Type.BOOL, op, joined(op, parts[:middle]), joined(op, parts[middle:]))
+
+
+_ANY_CALL = Sizes(0, 0)
 
 
 def _folded(expr: Expr, sizes: Sizes) -> Expr:

@@ -6,15 +6,16 @@ An engine that gets a spec which `refusal` lets through runs all of it; nothing 
 
 from collections.abc import Iterator
 
+from maskc.constants import steps_of
 from maskc.diagnostics import Diagnostic, MaskUnsupportedError, Span
-from maskc.expr import ONE, WEIGHT, Bucket, Dot, Expr, Fold, Member, Rand, Read, Scale, Score, render, walk
+from maskc.expr import ONE, WEIGHT, Bucket, Dot, Expr, Fold, Member, Read, Row, Scale, Score, children, render, walk
 from maskc.spec import MaskSpec, Normalizer, PrefixSum
 
 KERNELS = ("triton", "interpret")
 """Engines that run generated kernels."""
 
-_UNWRITTEN = (Member, Bucket, Rand, Fold)
-"""Expressions that kernels have no text for."""
+STEPS_WRITTEN = 64
+"""Steps of nested folds that kernels write out."""
 
 _OF_SCORES = (Score, Dot, Scale)
 """What a mask that is decided without the scores does not read."""
@@ -62,25 +63,42 @@ def _unrunnable(spec: MaskSpec, engine: str) -> Iterator[tuple[str, Span | None]
     for entry in spec.inputs:
         if entry.learned:
             yield _line(entry.span, f"input {entry.name}: {entry.type.value} learned")
-    unwritten = _UNWRITTEN if engine in KERNELS else ()
     for expr, kinds in (*((clause, _OF_SCORES) for clause in spec.clauses), (spec.score, (Dot,))):
-        found = _first(expr, (*kinds, *unwritten))
-        if isinstance(found, Bucket) and found.row.input == spec.packed:
-            yield _line(found.span, f"packed {spec.packed}")
-        elif found is not None:
+        found = _first(expr, kinds)
+        if found is not None:
             yield _written(found, expr)
+        if engine in KERNELS:
+            yield from (_written(fold, expr) for fold in walk(expr) if isinstance(fold, Fold) and _is_long(fold))
     if engine in KERNELS:
         yield from _prefix_sums(spec)
     yield from _statements(spec)
 
 
+def _is_long(fold: Fold) -> bool:
+    """Whether a fold, with those inside it, has more steps than kernels write out, or as many as a call says."""
+    steps = _steps(fold)
+    return steps is None or steps > STEPS_WRITTEN
+
+
+def _steps(expr: Expr) -> int | None:
+    """How often the innermost fold of an expression is evaluated; None where that differs between calls."""
+    below = [_steps(child) for child in children(expr)] if Fold in expr.kinds else []
+    own = steps_of(expr) if isinstance(expr, Fold) else 1
+    if own is None or None in below:
+        return None
+    return own * max((steps for steps in below if steps is not None), default=1)
+
+
 def _prefix_sums(spec: MaskSpec) -> Iterator[tuple[str, Span | None]]:
-    """Reads of `cumsum`: a kernel's floats are too narrow for differences of long sums."""
+    """Entries and rows of `cumsum`: a kernel's floats are too narrow for differences of long sums."""
     sums = {entry.name for entry in spec.inputs if isinstance(entry.source, PrefixSum)}
     for expr in (*spec.clauses, spec.score):
         for node in walk(expr):
-            if isinstance(node, Read) and node.input in sums:
-                yield _written(node, expr)
+            match node:
+                case Read(input=table) | Member(row=Row(input=table)) | Bucket(row=Row(input=table)) if table in sums:
+                    yield _written(node, expr)
+                case _:
+                    pass
 
 
 def _statements(spec: MaskSpec) -> Iterator[tuple[str, Span | None]]:

@@ -42,7 +42,7 @@ TABLE: dict[str, set[str]] = {
     "maskc.checker": {*WORDS, "maskc.grammar", "maskc.checker"},
     "maskc.library": {"maskc.diagnostics", "maskc.grammar", "maskc.checker"},
     "maskc.check": {*WORDS, "maskc.grammar", "maskc.checker", "maskc.library"},
-    "maskc.features": WORDS,
+    "maskc.features": {*WORDS, "maskc.constants"},
     "maskc.arrays": {*WORDS, "numpy"},
     "maskc.evaluate": {*WORDS, "maskc.arrays", "numpy"},
     "maskc.constants": {*WORDS, "maskc.evaluate", "numpy"},
@@ -66,7 +66,7 @@ TABLE: dict[str, set[str]] = {
         *("maskc.analysis", "maskc.check", "maskc.codegen", "maskc.commands", "maskc.grammar", "maskc.proofs"),
         *("maskc.reference", "maskc.runtime", "maskc.whereabouts", "matplotlib"),
     },
-    "maskc.codegen": {*WORDS, "maskc.analysis", "maskc.codegen", "maskc.features"},
+    "maskc.codegen": {*WORDS, "maskc.analysis", "maskc.codegen", "maskc.constants", "maskc.features"},
     "maskc.runtime": EVERYTHING | {"numpy", "torch", "triton"},
     # The definition shares no reading of expressions with anything that is judged by it.
     "maskc.runtime.dense": {

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from maskc.analysis.shift import along, growth
-from maskc.constants import constants, with_step
+from maskc.constants import constants, joined, steps_written
 from maskc.expr import (
     Binary,
     BinaryOp,
@@ -21,7 +21,6 @@ from maskc.expr import (
     Coordinate,
     Expr,
     Fold,
-    FoldOp,
     Index,
     Literal,
     Member,
@@ -154,12 +153,12 @@ class _Arranger:
         """Operands over the same axes become one part where a table decides it, else those over the same numbers."""
         groups = _groups(_chain(expr, expr.op), _axes)
         parts = [part for group in groups for part in self._merged(group, expr.op)]
-        return _joined(expr.op, [self.arranged(part) for part in parts])
+        return joined(expr.op, [self.arranged(part) for part in parts])
 
     def _merged(self, parts: list[Expr], op: BinaryOp) -> list[Expr]:
         """The parts as one where a table decides them together, else in smaller groups or one by one."""
-        if len(parts) == 1 or self._dims(_joined(op, parts)) is not None:
-            return [_joined(op, parts)]
+        if len(parts) == 1 or self._dims(joined(op, parts)) is not None:
+            return [joined(op, parts)]
         groups = _groups(parts, self._dims)
         return parts if len(groups) == 1 else [part for group in groups for part in self._merged(group, op)]
 
@@ -235,17 +234,7 @@ def _unrolled(expr: Expr, sizes: Sizes) -> Expr:
         steps = int(node.count.value)
         if steps > _STEPS or steps * node.body.size > _WRITTEN:
             return node
-        bodies = [with_step(node.body, node.index, step) for step in range(steps)]
-        match node.op:
-            case FoldOp.ANY:
-                return _joined(BinaryOp.OR, bodies)
-            case FoldOp.ALL:
-                return _joined(BinaryOp.AND, bodies)
-            case FoldOp.SUM:
-                total: Expr = Literal(node.type, 0.0 if node.type is Type.FLOAT else 0)
-                for body in bodies:
-                    total = Binary(node.type, BinaryOp.ADD, total, body)
-                return total
+        return steps_written(node, steps)
 
     return constants(visit(expr), sizes)
 
@@ -283,14 +272,6 @@ def _chain(expr: Expr, op: BinaryOp) -> list[Expr]:
     if isinstance(expr, Binary) and expr.op is op:
         return _chain(expr.left, op) + _chain(expr.right, op)
     return [expr]
-
-
-def _joined(op: BinaryOp, parts: list[Expr]) -> Expr:
-    """`and` or `or` of all parts, as a balanced tree: there may be many."""
-    if len(parts) == 1:
-        return parts[0]
-    middle = (len(parts) + 1) // 2
-    return Binary(Type.BOOL, op, _joined(op, parts[:middle]), _joined(op, parts[middle:]))
 
 
 def _groups(parts: list[Expr], key: Callable[[Expr], Any]) -> list[list[Expr]]:

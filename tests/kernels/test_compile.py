@@ -43,6 +43,30 @@ def test_every_kernel_compiles_for_every_target(target: str, entry: str, dtype: 
         assert stage == "ttir" or WORDS[stage] in text
 
 
+LOOKUPS = {
+    "member": "input route: int[batch, n, top] of k // 16\n    keep k // 16 in route[batch, q // 16]",
+    "bucket": "input start: int[docs] of seq sorted\n    keep bucket(q, start) == bucket(k, start)",
+    "bucket of floats": "input e: float[n] sorted\n    score = score + bucket(score, e) + bucket(q - k, [0, 1, 4])",
+    "rand": "keep rand(7, q, k) < 0.9\n    score += rand(k, head)",
+    "fold": "keep any(q - k == 3 * i for i in range(4))",
+}
+
+
+@pytest.mark.parametrize("body", LOOKUPS.values(), ids=LOOKUPS)
+@pytest.mark.parametrize(("target", "stage"), [("sm_90", "ptx"), ("gfx942", "amdgcn")])
+def test_kernels_that_search_rows_compile(target: str, stage: str, body: str) -> None:
+    spec = load(f"mask lookups:\n    {body}\n")
+    assert WORDS[stage] in loader.compile_stage(emit(spec), spec, target=target, stage=stage, dim=32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(("target", "stage"), [("sm_90", "sass"), ("gfx942", "amdgcn")])
+def test_a_kernel_with_all_searches_compiles(target: str, stage: str, entry: str) -> None:
+    spec = load("mask lookups:\n" + "".join(f"    {body}\n" for body in LOOKUPS.values()))
+    assert WORDS[stage] in loader.compile_stage(emit(spec), spec, entry=entry, target=target, stage=stage, dim=32)
+
+
 def test_copies_are_asynchronous_and_the_pipeline_is_deep() -> None:
     """Without the declared alignment of rows a loop has no asynchronous copy at all."""
     text = loader.compile_stage(emit(SPEC), SPEC, stage="ptx", dim=64)

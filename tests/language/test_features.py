@@ -12,11 +12,11 @@ from maskc.spec import Sizes
 ENGINES = ("tiled", "triton", "interpret")
 
 RUN_BY_TILED = {
-    "k // 8 in route[q]": "input route: int[q, top] of k // 8\nkeep k // 8 in route[q]",
-    "bucket(q - k, [1, 4])": "keep k <= q and bucket(q - k, [1, 4]) > 0",
-    "any(q - k == 3 * i for i in range(4))": "keep any(q - k == 3 * i for i in range(4))",
-    "rand(7, q, k)": "score += where(rand(7, q, k) < 0.5, 0, 1)",
-    "packed start": "input start: int[docs] of seq sorted\npacked start   # documents\nkeep k <= q",
+    "any(q - k == t[i] for i in range(n))": "input t: int[n]\nkeep any(q - k == t[i] for i in range(n))",
+    "any(q - k == 3 * i for i in range(65))": "keep any(q - k == 3 * i for i in range(65))",
+    "any(any(q - k == i * j for i in range(9)) for j in range(8))": (
+        "keep any(any(q - k == i * j for i in range(9)) for j in range(8))"
+    ),
     "total[q]": "input step: float[seq]\nlet total = cumsum(step, seq)\nscore += total[q] - total[k]",
 }
 RUN_BY_DENSE = {
@@ -72,6 +72,12 @@ def test_no_kernel_is_written_for_what_is_refused(body: str) -> None:
     [
         "keep k <= q",
         "keep [[1, 0], [1, 1]][q % 2, k % 2] == 1",
+        "input route: int[q, top] of k // 8\nkeep k // 8 in route[q]",
+        "keep k <= q and bucket(q - k, [1, 4]) > 0",
+        "keep any(q - k == 3 * i for i in range(64))",
+        "keep any(any(q - k == i * j for i in range(8)) for j in range(2 * 4))",
+        "score += where(rand(7, q, k) < 0.5, 0, 1)",
+        "input start: int[docs] of seq sorted\npacked start\nkeep k <= q",
         "input slope: float[head]\nscore += slope * (k - q)",
         "input bias: float[n]\nscore += bias[q % n] * scale",
         "axes y, x border 1\nkeep abs(q.y - k.y) <= 1",
