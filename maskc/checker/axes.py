@@ -85,25 +85,26 @@ class Axes(Inputs):
     def _parts(self, line: syntax.Axes, scope: Scope, reading: Reading) -> tuple[Part, ...]:
         """The parts of a line; one without a name where it lists axes only."""
         if all(axis.part is None for axis in line.axes):
-            return (Part(None, self._grid([axis.name for axis in line.axes])),)
+            whole = self._gridded(None, [axis.name for axis in line.axes])
+            return () if whole is None else (whole,)
         if len(line.axes) > PARTS_LIMIT:
             self.report(f"a line has at most {PARTS_LIMIT} parts", line.axes[PARTS_LIMIT].span)
         parts = [self._part(axis, scope, reading) for axis in line.axes[:PARTS_LIMIT]]
         return tuple(part for part in parts if part is not None)
 
-    def _grid(self, names: Sequence[syntax.Name]) -> tuple[str, ...]:
-        """The axes of one grid."""
+    def _gridded(self, part: str | None, names: Sequence[syntax.Name]) -> Part | None:
+        """A part that is one grid; None where none of its axes can be one."""
         if len(names) > AXES_LIMIT:
             self.report(f"a grid has 1 to {AXES_LIMIT} axes", names[AXES_LIMIT].span)
         known: list[str] = []
         for name in names[:AXES_LIMIT]:
             if name.text in known:
                 self.report(f"this grid already has an axis '{name.text}'", name.span)
-                continue
-            if name.text == "segment":
+            elif name.text == "segment":
                 self.report("'segment' is the number of a token's part and cannot be an axis", name.span)
-            known.append(name.text)
-        return tuple(known)
+            else:
+                known.append(name.text)
+        return Part(part, tuple(known)) if known else None
 
     def _part(self, node: syntax.Axis, scope: Scope, reading: Reading) -> Part | None:
         name, shape = node.name, node.part
@@ -119,9 +120,9 @@ class Axes(Inputs):
                 if len(axes) < len(items) or not items:
                     self.report("the axes of a part are names", shape.span, "for example '(y, x)'")
                     return None
-                return Part(name.text, self._grid(axes))
+                return self._gridded(name.text, axes)
             case syntax.Name() if scope.find(shape.text) is None:
-                return Part(name.text, self._grid([shape]))
+                return self._gridded(name.text, [shape])
             case syntax.Unreadable():
                 return None
             case _:
