@@ -196,10 +196,11 @@ class Writer:
     columns.
     """
 
-    def __init__(self, spec: MaskSpec, owner: Side, symbols: Symbols, names: Names) -> None:
+    def __init__(self, spec: MaskSpec, owner: Side, symbols: Symbols, names: Names, *, indexed: bool = False) -> None:
         self.spec = spec
         self.owner = Depends.Q if owner is Side.Q else Depends.K
         self.symbols = symbols
+        self.indexed = indexed
         self.names = names
         self.prelude: list[Assignment] = []
         self.outer: list[Assignment] = []

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from maskc.codegen.columns import columns
 from maskc.diagnostics import MaskUnsupportedError
 
 Pass = Literal["forward", "queries", "keys"]
 """The forward kernel, the backward kernel that owns queries (dQ), and the one that owns keys (dK, dV)."""
 
-DIMS = (16, 32, 64, 128)
+LARGEST = 256
+"""The largest head dim."""
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
 
 
@@ -101,9 +103,9 @@ def fitting(
 def check(dims: tuple[int, int], dtype: str) -> None:
     """Raises MaskUnsupportedError for head dims and dtypes that the kernels do not have."""
     for name, dim in zip(("q and k", "v"), dims, strict=True):
-        if dim not in DIMS:
+        if not 1 <= dim <= LARGEST:
             raise MaskUnsupportedError(
-                f"the head dim of {name} is {dim}; generated kernels have {', '.join(map(str, DIMS))} "
+                f"the head dim of {name} is {dim}; generated kernels have 1 to {LARGEST} "
                 "(engines 'tiled' and 'dense' take any)"
             )
     if dtype not in DTYPES:
@@ -112,7 +114,7 @@ def check(dims: tuple[int, int], dtype: str) -> None:
 
 def shared_bytes(c: Configuration, dims: tuple[int, int], dtype: str, pass_: Pass) -> int:
     """Shared memory that a kernel needs at most: what it owns, and what it walks once per stage of the pipeline."""
-    dim_qk, dim_v = dims
+    dim_qk, dim_v = (columns(dim).padded for dim in dims)
     size = DTYPES[dtype]
     queries, keys = c.block_q * size, c.block_k * size
     match pass_:
@@ -129,6 +131,7 @@ def registers(target: Target, c: Configuration, dims: tuple[int, int], pass_: Pa
     """Registers per lane that the live tiles of a kernel need: its accumulators, and the tiles of pairs beside them."""
     lanes = c.warps * target.warp
     pairs = c.block_q * c.block_k
+    dims = columns(dims[0]).padded, columns(dims[1]).padded
     match pass_:
         case "forward":
             held = c.block_q * dims[1] + 1.5 * pairs

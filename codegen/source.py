@@ -1,7 +1,7 @@
-"""MaskSpec -> KernelSource: one readable Python file per spec that imports torch and triton only.
+"""MaskSpec -> KernelSource: one readable Python file per form of a spec that imports torch and triton only.
 
-The text follows from the spec alone: sizes, parameter values, tile shapes, dtypes and contents are given at launch.
-Equal specs give equal bytes.
+The text follows from the spec and the form alone: sizes, parameter values, tile shapes, dtypes and contents are given at launch.
+Equal ones give equal bytes.
 """
 
 import io
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from maskc.codegen import backward, forward
+from maskc.codegen import backward, forward, merge
+from maskc.codegen.columns import Cut
 from maskc.codegen.expression import Names, Symbols, free_size
+from maskc.codegen.form import Form
 from maskc.codegen.helpers import HELPERS, LOOKUPS, helpers
 from maskc.codegen.settle import Depends, depends, settle
-from maskc.codegen.template import fill, without_blanks
+from maskc.codegen.template import fill, formed, widths, widths_text, without_blanks
 from maskc.expr import (
     AxisSize,
     Binary,
@@ -61,6 +63,7 @@ class Kernel:
 class KernelSource:
     """A kernel file.
 
+    form: which of the spec's.
     kernels: its entry points; the file's functions `forward` and `backward` launch them.
     double: whether float64 arithmetic decides pairs; then multiply-adds must not be fused behind the text's back.
     inputs: the tensors of the spec that the kernels read.
@@ -68,6 +71,7 @@ class KernelSource:
     """
 
     mask: str
+    form: Form
     text: str
     kernels: tuple[Kernel, ...]
     double: bool
@@ -84,14 +88,18 @@ class KernelSource:
 
 @dataclass(frozen=True)
 class MaskArguments:
-    """What the predicate and the score of a spec read, as kernel arguments that every kernel and launch name alike."""
+    """What the predicate and the score of a spec read, as kernel arguments that every kernel and launch name alike.
+
+    kept: the part of the predicate that the kernels evaluate.
+    """
 
     spec: MaskSpec
+    kept: Expr
 
     @cached_property
     def nodes(self) -> tuple[Expr, ...]:
         """Every node of the predicate and the score."""
-        return tuple(node for expr in (*self.spec.clauses, self.spec.score) for node in walk(expr))
+        return tuple(node for expr in (self.kept, self.spec.score) for node in walk(expr))
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -187,25 +195,30 @@ _PARAMETER_TYPES = {Type.BOOL: "i32", Type.INT: "i64", Type.FLOAT: "fp64"}
 _TYPED = {"i32": "tl.int32", "i64": "tl.int64", "fp32": "tl.float32", "fp64": "tl.float64"}
 
 
-@lru_cache(maxsize=256)
-def emit(spec: MaskSpec) -> KernelSource:
-    """The kernel file of a spec. Raises MaskUnsupportedError for what kernels cannot compute."""
+@lru_cache(maxsize=512)
+def emit(spec: MaskSpec, form: Form | None = None) -> KernelSource:
+    """The kernel file of a spec in one form; by default contiguous keys, head dims that are powers of two, and a
+    predicate that is evaluated whole. Raises MaskUnsupportedError for what kernels cannot compute.
+    """
     require(spec, "triton")
-    mask = MaskArguments(spec)
+    form = Form() if form is None else form
+    kept = spec.predicate if form.predicate is None else form.predicate
+    mask = MaskArguments(spec, kept)
     symbols, lines = mask.symbols, mask.lines
-    templates = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS)
-    signatures = tuple(_signature(template, mask.declared) for template in templates)
+    templates = (forward.TEMPLATE, merge.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS)
+    signatures = tuple(_signature(template, form, mask.declared) for template in templates)
     plain = [f"[*range({sum(a.type != 'constexpr' for a in s.arguments)})]" for s in signatures]
     texts = [
-        forward.kernel(spec, symbols, _copied(mask.names), lines, plain[0]),
-        (backward.rows_kernel(plain[1]), False),
-        backward.owned_kernel(spec, Side.Q, symbols, _copied(mask.names), lines, plain[2]),
-        backward.owned_kernel(spec, Side.K, symbols, _copied(mask.names), lines, plain[3]),
+        forward.kernel(spec, form, symbols, _copied(mask.names), lines, plain[0]),
+        (merge.kernel(plain[1]), False),
+        (backward.rows_kernel(plain[2]), False),
+        backward.owned_kernel(spec, form, Side.Q, symbols, _copied(mask.names), lines, plain[3]),
+        backward.owned_kernel(spec, form, Side.K, symbols, _copied(mask.names), lines, plain[4]),
     ]
     double = any(decides for _, decides in texts)
-    parts = [_header(spec), helpers(symbols.helpers), *(text for text, _ in texts), _launches(mask, double)]
+    parts = [_header(spec, form), helpers(symbols.helpers), *(text for text, _ in texts), _launches(mask, form, double)]
     text = "\n\n".join(part.strip("\n") + "\n" for part in parts if part)
-    return KernelSource(spec.name, text, signatures, double, mask.inputs, _heavy(spec))
+    return KernelSource(spec.name, form, text, signatures, double, mask.inputs, _heavy(spec))
 
 
 def _copied(names: Names) -> Names:
@@ -227,12 +240,13 @@ _INSTRUCTIONS = {BinaryOp.FLOORDIV: 16, BinaryOp.MOD: 16, BinaryOp.TRUNCDIV: 8, 
 _HEAVY = 48
 
 
-def _signature(template: str, declared: tuple[Argument, ...]) -> Kernel:
-    """Name and arguments of a skeleton, what the mask reads among them."""
-    head = template[template.index("def ") + 4 : template.index("):\n")]
+def _signature(template: str, form: Form, declared: tuple[Argument, ...]) -> Kernel:
+    """Name and arguments of a skeleton in a form, what the mask reads among them."""
+    text = "\n".join(formed(template.split("\n"), form))
+    head = text[text.index("def ") + 4 : text.index("):\n")]
     name, rest = head.split("(", 1)
     found: list[Argument] = []
-    for item in rest.replace("<<mask_arguments>>", "MASK,").split(","):
+    for item in rest.replace("<<mask_arguments>>", "MASK,").replace("<<widths>>", widths_text(form)).split(","):
         argument, _, annotation = (part.strip() for part in item.partition(":"))
         if argument == "MASK":
             found += declared
@@ -245,31 +259,35 @@ _ARGUMENT_TYPES = {"tl.int32": "i32", "tl.int64": "i64", "tl.float32": "fp32", "
 
 
 def _pointer(argument: str) -> str:
-    if argument.startswith(("full_", "partial_")):
+    if argument.startswith(("full_", "partial_")) or argument.endswith("_positions"):
         return "*i32"
-    return "*fp32" if argument in ("lse", "d_lse", "delta", "bound") else "*T"
+    return "*fp32" if argument in ("lse", "d_lse", "delta", "bound", "outs", "lses") else "*T"
 
 
 @lru_cache(maxsize=1)
 def _reserved() -> frozenset[str]:
     """Every name that the skeletons, the helpers and the launch functions use."""
-    texts = (forward.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS, _LAUNCH, *HELPERS.values())
+    templates = (forward.TEMPLATE, merge.TEMPLATE, backward.ROWS, backward.QUERIES, backward.KEYS, _LAUNCH)
+    cut = Cut(tail=True, ragged=True)
+    forms = [Form(indexed=indexed, qk=cut, v=cut) for indexed in (False, True)]
+    texts = ["\n".join(formed(template.split("\n"), form)) for template in templates for form in forms]
     found = set(keyword.kwlist) | {"score", "scores", "keep"}
-    for text in texts:
+    for text in (*texts, *HELPERS.values()):
         tokens = tokenize.generate_tokens(io.StringIO(without_blanks(text)).readline)
         found |= {token.string for token in tokens if token.type == tokenize.NAME}
     found |= LOOKUPS.keys()  # what is local to them clashes with nothing
     return frozenset(found | {"highest", "base", "decay", "weights", "tile", "stop", "run", "tiles", "ends", "step"})
 
 
-def _header(spec: MaskSpec) -> str:
+def _header(spec: MaskSpec, form: Form) -> str:
     lines = [
         f"# Attention kernels for the mask `{spec.name}`, forward and backward. Generated by maskc from",
         "#",
         *(f"#     {line}" for line in str(spec).split("\n")),
         "#",
+        f"# Form: {form}.",
         "# The functions at the end launch the kernels; they take the runs of tiles that a plan of the mask gives. The",
-        "# text depends on nothing but the mask: sizes, parameter values, dtypes and tile shapes are given at launch.",
+        "# text depends on nothing but mask and form: sizes, parameter values, dtypes and tile shapes are given at launch.",
         "",
         "import torch",
         "import triton",
@@ -285,10 +303,16 @@ def _strides(x, align):
     return *(stride // align for stride in outer), last
 
 
-def _map_strides(maps):
-    """Strides over batch rows and heads of the tables of runs."""
-    batch_maps, head_maps = maps
-    return (head_maps if batch_maps > 1 else 0), (1 if head_maps > 1 else 0)
+def _walk(walk, queries_owned):
+    """A walk as the kernels take it: the runs of full and of partial tiles, <<positions>>the strides of the tables over
+    batch rows and heads, and how many tiles of the owned side there are.
+    """
+    full, partial, owned, walked, (batch_maps, head_maps), tiles, splits = walk
+    strides = (head_maps if batch_maps > 1 else 0), (1 if head_maps > 1 else 0)
+    <<indexed>>q_positions, k_positions = (owned, walked) if queries_owned else (walked, owned)
+    <<indexed>>owned_stride = owned.shape[1] if owned.shape[0] > 1 else 0
+    <<indexed>>return *full, *partial, q_positions, k_positions, owned_stride, *strides, tiles
+    <<contiguous>>return *full, *partial, *strides, tiles
 
 
 def _offset(given):
@@ -296,37 +320,74 @@ def _offset(given):
     return (0, given) if isinstance(given, torch.Tensor) else (given, None)
 
 
-def _variant(config):
+def _variant(config, d_qk, d_v):
     """The compile-time arguments of a launch."""
     options = {name: config[name] for name in ("BLOCK_Q", "BLOCK_K", "ALIGN", "PRECISION", "num_warps", "num_stages")}
-    return options | {"INTEGER": tl.int64 if config["WIDE"] else tl.int32<<fusion>>}
+    options |= {"D_QK": d_qk, "D_V": d_v, "INTEGER": tl.int64 if config["WIDE"] else tl.int32}
+    <<widths>>
+    return options<<fusion>>
 
 
-def forward(q, k, v, full, partial, maps, arguments, scale, config):
+def _rows_variant(config, d_v):
+    """Those of the kernels that go through rows."""
+    variant = {name: config[name] for name in ("BLOCK_Q", "num_warps")} | {"D_V": d_v}
+    wide = tl.int64 if config["WIDE"] else tl.int32
+    return variant | {"PADDED_V": triton.next_power_of_2(d_v), "INTEGER": wide}
+
+
+def forward(q, k, v, walk, arguments, scale, config):
     """Output [batch, heads, q_len, D_v] in the dtype of q and log-sum-exp [batch, heads, q_len], natural log, float32.
 
     q: [batch, heads, q_len, D_qk]; k: [batch, kv_heads, k_len, D_qk]; v: [batch, kv_heads, k_len, D_v]; any strides.
-    full, partial: the runs of key tiles of every query tile, int32 tensors (first, tiles, start, stop): a row's runs
-    begin at `first` in start and stop and hold `tiles` tiles together; first and tiles are [maps, query tiles].
-    maps: (batch rows, heads) that have runs of their own, 1 where all share them.
+    walk: (full, partial, owned, walked, maps, tiles, splits): which key tiles every query tile walks. full, partial:
+    runs of tiles as int32 tensors (first, tiles, start, stop): a row's runs begin at `first` in start and stop and hold
+    `tiles` tiles together; first and tiles are [maps, query tiles * splits]; behind the last run of all stands one more
+    entry, 0. owned, walked: <<slots>>. maps: (batch rows, heads) that have
+    runs of their own, 1 where all share them. tiles: how many tiles the queries have. splits: into how many shares the
+    key tiles of each are dealt; more than one are computed apart and merged.
     arguments: <<listed>>, by name.
-    config: BLOCK_Q and BLOCK_K (the plan's tile), num_warps, num_stages; ALIGN: elements in 16 bytes if all rows of q,
-    k and v begin at multiples of 16 bytes and have stride 1, else 1; WIDE: whether indices need 64 bits; PRECISION: of
-    dots of float32, "ieee" or "tf32".
+    config: BLOCK_Q and BLOCK_K (the plan's tile), num_warps, num_stages; WIDTHS: the blocks (main, tail) of the columns
+    of D_qk and of D_v; ALIGN: elements in 16 bytes if all rows of q, k and v begin at multiples of 16 bytes and have
+    stride 1, else 1; WIDE: whether indices need 64 bits; PRECISION: of dots of float32, "ieee" or "tf32".
+    """
+    (batch, heads, q_len, _), d_v, splits = q.shape, v.shape[3], walk[6]
+    dtype = q.dtype if splits == 1 else torch.float32
+    out = torch.empty((splits, batch, heads, q_len, d_v), dtype=dtype, device=q.device)
+    lse = torch.empty((splits, batch, heads, q_len), dtype=torch.float32, device=q.device)
+    forward_part(q, k, v, walk, out, lse, arguments, scale, config)
+    return (out[0], lse[0]) if splits == 1 else merge(out, lse, q.dtype, config)
+
+
+def forward_part(q, k, v, walk, out, lse, arguments, scale, config):
+    """Writes what `forward` gives to out [splits, batch, heads, q_len, D_v] and lse [splits, batch, heads, q_len].
+
+    Both are contiguous, lse and the out of several splits float32. Rows that no tile holds are not written.
     """
     batch, heads, q_len, d_qk = q.shape
     _, kv_heads, k_len, d_v = v.shape
-    out = torch.empty((batch, heads, q_len, d_v), dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
-    programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
+    tiles, splits = walk[5:]
+    programs = tiles * splits * heads * batch
     if programs:
         forward_kernel[(programs,)](
-            q, k, v, out, lse, *full, *partial, *_map_strides(maps),
+            q, k, v, out, lse, *_walk(walk, True), splits,
             *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
             batch, heads, heads // kv_heads, q_len, k_len, scale,
             <<values>>
-            D_QK=d_qk, D_V=d_v, **_variant(config),
+            **_variant(config, d_qk, d_v),
         )
+
+
+def merge(outs, lses, dtype, config):
+    """One output in a dtype and one log-sum-exp from several of the same rows, whose keys are disjoint.
+
+    outs: contiguous float32 [states, batch, heads, q_len, D_v]; lses: [states, batch, heads, q_len].
+    """
+    states, *rows, d_v = outs.shape
+    out = torch.empty((*rows, d_v), dtype=dtype, device=outs.device)
+    lse = torch.empty(rows, dtype=torch.float32, device=outs.device)
+    if lse.numel():
+        programs = triton.cdiv(lse.numel(), config["BLOCK_Q"])
+        merge_kernel[(programs,)](outs, lses, out, lse, states, lse.numel(), **_rows_variant(config, d_v))
     return out, lse
 
 
@@ -336,62 +397,76 @@ def backward_rows(out, lse, d_out, d_lse, config):
     d_out: any strides; config["ALIGN"] speaks of it too. d_lse: contiguous float32 or None.
     """
     batch, heads, q_len, d_v = out.shape
-    delta, bound = torch.empty_like(lse), torch.empty_like(lse)
+    delta = torch.empty((batch, heads, q_len), dtype=torch.float32, device=lse.device)
+    bound = torch.empty((batch, heads, q_len), dtype=torch.float32, device=lse.device)
     programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
     if programs:
-        variant = _variant(config)
         backward_rows_kernel[(programs,)](
-            out, d_out, lse, d_lse, delta, bound, *_strides(d_out, config["ALIGN"]), heads, q_len, D_V=d_v,
-            **{name: variant[name] for name in variant if name not in ("BLOCK_K", "PRECISION")},
+            out, d_out, lse, d_lse, delta, bound, *_strides(d_out, config["ALIGN"]), heads, q_len,
+            ALIGN=config["ALIGN"], **_rows_variant(config, d_v),
         )
     return delta, bound
 
 
-def backward_queries(q, k, v, d_out, delta, bound, full, partial, maps, arguments, scale, config):
-    """The gradient of q; arguments as for `forward`, delta and bound from `backward_rows`."""
+def backward_queries(q, k, v, d_out, delta, bound, walk, arguments, scale, config, d_q=None):
+    """The gradient of q; arguments as for `forward`, delta and bound from `backward_rows`.
+
+    A contiguous d_q that is given is added to.
+    """
     batch, heads, q_len, d_qk = q.shape
     _, kv_heads, k_len, d_v = v.shape
-    d_q = torch.empty((batch, heads, q_len, d_qk), dtype=q.dtype, device=q.device)
-    programs = triton.cdiv(q_len, config["BLOCK_Q"]) * heads * batch
+    add = d_q is not None
+    if not add:
+        d_q = torch.empty((batch, heads, q_len, d_qk), dtype=q.dtype, device=q.device)
+    programs = walk[5] * heads * batch
     if programs:
         backward_queries_kernel[(programs,)](
-            q, k, v, d_out, delta, bound, d_q, *full, *partial, *_map_strides(maps),
+            q, k, v, d_out, delta, bound, d_q, *_walk(walk, True),
             *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
             *_strides(d_out, config["ALIGN"]), batch, heads, heads // kv_heads, q_len, k_len, scale,
             <<values>>
-            D_QK=d_qk, D_V=d_v, **_variant(config),
+            ADD=add, **_variant(config, d_qk, d_v),
         )
     return d_q
 
 
-def backward_keys(q, k, v, d_out, delta, bound, full, partial, maps, arguments, scale, config):
-    """The gradients of k and v; full and partial are the runs of query tiles of every key tile, [maps, key tiles]."""
+def backward_keys(q, k, v, d_out, delta, bound, walk, arguments, scale, config, d_k=None, d_v=None):
+    """The gradients of k and v; the walk says which query tiles every key tile walks. Those given are added to."""
     batch, heads, q_len, d_qk = q.shape
-    _, kv_heads, k_len, d_v = v.shape
-    d_k = torch.empty((batch, kv_heads, k_len, d_qk), dtype=k.dtype, device=k.device)
-    d_v_ = torch.empty((batch, kv_heads, k_len, d_v), dtype=v.dtype, device=v.device)
-    programs = triton.cdiv(k_len, config["BLOCK_K"]) * kv_heads * batch
+    _, kv_heads, k_len, width = v.shape
+    add = d_k is not None
+    if not add:
+        d_k = torch.empty((batch, kv_heads, k_len, d_qk), dtype=k.dtype, device=k.device)
+        d_v = torch.empty((batch, kv_heads, k_len, width), dtype=v.dtype, device=v.device)
+    programs = walk[5] * kv_heads * batch
     if programs:
         backward_keys_kernel[(programs,)](
-            q, k, v, d_out, delta, bound, d_k, d_v_, *full, *partial, *_map_strides(maps),
+            q, k, v, d_out, delta, bound, d_k, d_v, *_walk(walk, False),
             *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
             *_strides(d_out, config["ALIGN"]), batch, heads, heads // kv_heads, q_len, k_len, scale,
             <<values>>
-            D_QK=d_qk, D_V=d_v, **_variant(config),
+            ADD=add, **_variant(config, d_qk, width),
         )
-    return d_k, d_v_
+    return d_k, d_v
 '''
 
 
-def _launches(mask: MaskArguments, double: bool) -> str:
+def _launches(mask: MaskArguments, form: Form, double: bool) -> str:
     """The functions that launch the kernels."""
     listed = [*(f"`{i}`" for i in mask.inputs), *(f"`{p}`" for p, _ in mask.parameters), *(f"`{a}`" for a in mask.axes)]
     listed += [f"`{o}` (a number or int64 [batch])" for o in mask.offsets]
+    blocks = {"WIDTH": 0, "TAIL": 1}, {"QK": 0, "V": 1}
+    cut = [(name, *(part[word] for part, word in zip(blocks, name.split("_"), strict=True))) for name in widths(form)]
+    indexed = "positions of the slots of queries, int32 [maps or 1, slots], and of keys [slots], -1 for none"
     # Fused multiply-adds would change the bits of the float64 arithmetic that decides pairs.
     return fill(
         _LAUNCH,
+        form,
         {
-            "fusion": ', "enable_fp_fusion": False' if double else "",
+            "fusion": ' | {"enable_fp_fusion": False}' if double else "",
+            "positions": "the positions of queries and keys, " if form.indexed else "",
+            "slots": indexed if form.indexed else "None",
+            "widths": [f'options["{name}"] = config["WIDTHS"][{side}][{block}]' for name, block, side in cut],
             "listed": ", ".join(listed) or "none",
             "values": mask.values,
         },

@@ -1,13 +1,22 @@
-"""Kernel skeletons: filling their blanks, walking a plan's runs of tiles, and the ways in which a score is written."""
+"""Kernel skeletons: filling their blanks, walking a plan's runs of tiles, and the ways in which a score is written.
+
+A skeleton is the text of a kernel with blanks `<<name>>`. Lines that begin with `<<contiguous>>` or `<<indexed>>` stand
+in that form only. Lines that begin with `<<qk>>` or `<<v>>` are repeated for every block of the columns of q and k, or
+of v, with `~` as the suffix of the block; in them `<<width>>` is the block's width, `<<where ROWS>>` the mask of a load
+of these rows (all, where left out), `<<rows ROWS>>` that of a store, and `<<after NAME>>` passes on what the block
+before has summed up under that name.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from textwrap import dedent, indent
 
 from maskc.analysis.derivative import ZERO, derivative, is_additive
+from maskc.codegen.columns import Cut
 from maskc.codegen.expression import Writer, name, shown, unparsed
+from maskc.codegen.form import Form
 from maskc.codegen.settle import LOG2_E, Depends, depends, grouped, reads_score, scaled, settle
 from maskc.expr import SCORE, Expr, Side
 from maskc.spec import MaskSpec
@@ -15,12 +24,14 @@ from maskc.spec import MaskSpec
 Lines = Sequence[str]
 
 _BLANK = re.compile(r"<<(\w+)>>")
+_MARK = re.compile(r"<<(contiguous|indexed|qk|v)>>")
+_OF_BLOCK = re.compile(r"<<(width|where|rows|after)(?: ([^<>]+))?>>")
 
 
-def fill(template: str, blanks: Mapping[str, str | Lines]) -> str:
+def fill(template: str, form: Form, blanks: Mapping[str, str | Lines]) -> str:
     """The template with its blanks filled: a text in place, lines (or none) for a blank that has a line of its own."""
     filled: list[str] = []
-    for line in template.strip("\n").split("\n"):
+    for line in formed(template.strip("\n").split("\n"), form):
         alone = _BLANK.fullmatch(line.strip())
         if alone and not isinstance(blanks[alone[1]], str):
             block = "\n".join(blanks[alone[1]])
@@ -28,6 +39,73 @@ def fill(template: str, blanks: Mapping[str, str | Lines]) -> str:
         else:
             filled.append(_BLANK.sub(lambda blank: str(blanks[blank[1]]), line))
     return _without_double_gaps(filled)
+
+
+def formed(lines: Lines, form: Form) -> Iterator[str]:
+    """The lines that stand in a form, those of the columns repeated for every block."""
+    kept = "indexed" if form.indexed else "contiguous"
+    for line in lines:
+        margin, text = line[: len(line) - len(line.lstrip())], line.lstrip()
+        marks = []
+        while mark := _MARK.match(text):
+            marks.append(mark[1])
+            text = text[mark.end() :]
+        if {"indexed", "contiguous"} & set(marks) <= {kept}:
+            side = next((m for m in marks if m in ("qk", "v")), None)
+            for repeated in [text] if side is None else _blocks(text, side, form.qk if side == "qk" else form.v):
+                yield margin + repeated
+
+
+def _blocks(text: str, side: str, cut: Cut) -> Iterator[str]:
+    """A line for each block of columns."""
+    for number in range(1 + cut.tail):
+        suffix = "_tail" if number else ""
+        inside = f"inside_{side}{suffix}" if cut.ragged and number == cut.tail else None
+        width = ("TAIL" if number else "WIDTH" if cut.tail or cut.ragged else "D") + f"_{side.upper()}"
+
+        def of_block(blank: re.Match[str], number: int = number, inside: str | None = inside, w: str = width) -> str:
+            kind, words = blank[1], blank[2]
+            mask = " & ".join(part for part in (words, inside) if part)
+            match kind:
+                case "width":
+                    return w
+                case "where":
+                    return f", mask={mask}, other=0.0" if mask else ""
+                case "rows":
+                    return f", mask={mask}"
+                case _:
+                    return f", {words}" if number else ""
+
+        yield _OF_BLOCK.sub(of_block, text.replace("~", suffix))
+
+
+def columns_lines(form: Form) -> Lines:
+    """The numbers of the columns of every block, and which of the last one's there are."""
+    lines = []
+    for side, cut in (("qk", form.qk), ("v", form.v)):
+        total = f"D_{side.upper()}"
+        main = f"WIDTH_{side.upper()}" if cut.tail or cut.ragged else total
+        lines.append(f"dims_{side} = tl.arange(0, {main})")
+        if cut.tail:
+            lines.append(f"dims_{side}_tail = {main} + tl.arange(0, TAIL_{side.upper()})")
+        if cut.ragged:
+            last = "_tail" if cut.tail else ""
+            lines.append(f"inside_{side}{last} = dims_{side}{last}[None, :] < {total}")
+    return lines
+
+
+def widths(form: Form) -> tuple[str, ...]:
+    """The compile-time arguments for the widths of blocks, beyond D_QK and D_V."""
+    found = []
+    for side, cut in (("QK", form.qk), ("V", form.v)):
+        found += [f"WIDTH_{side}"] if cut.tail or cut.ragged else []
+        found += [f"TAIL_{side}"] if cut.tail else []
+    return tuple(found)
+
+
+def widths_text(form: Form) -> str:
+    """The declarations of `widths`."""
+    return "".join(f"{width}: tl.constexpr, " for width in widths(form))
 
 
 def without_blanks(template: str) -> str:
@@ -44,30 +122,49 @@ def _without_double_gaps(lines: list[str]) -> str:
     return "\n".join(kept) + "\n"
 
 
-def walk_start(runs: str) -> Lines:
+def walk_start(runs: str, form: Form, walked: Side) -> Lines:
     """Loads the first run of a row of tiles: `tiles` in all its runs, and the first `tile` and the `stop` of one."""
-    return dedent(f"""\
+    lines = dedent(f"""\
         tiles = tl.load({runs}_tiles + map_row)
         run = tl.load({runs}_first + map_row)
-        tile = tl.load({runs}_start + run, mask=tiles > 0, other=0)
-        stop = tl.load({runs}_stop + run, mask=tiles > 0, other=0)""").split("\n")
+        tile = tl.load({runs}_start + run)
+        stop = tl.load({runs}_stop + run)""").split("\n")
+    return [*lines, _positions(walked, ", mask=tiles > 0, other=-1")] if form.indexed else lines
 
 
-def walk_next(runs: str) -> Lines:
-    """Goes to the next tile, and where a run ends to the run behind it."""
-    return dedent(f"""\
+def walk_next(runs: str, form: Form, walked: Side) -> Lines:
+    """Goes to the next tile, and where a run ends to the run behind it; behind the last run of all there is an entry."""
+    lines = dedent(f"""\
         tile += 1
-        ends = (tile == stop) & (step + 1 < tiles)
+        ends = tile == stop
         run += ends.to(tl.int32)
-        tile = tl.where(ends, tl.load({runs}_start + run, mask=ends, other=0), tile)
-        stop = tl.where(ends, tl.load({runs}_stop + run, mask=ends, other=0), stop)""").split("\n")
+        tile = tl.load({runs}_start + run, mask=ends, other=tile)
+        stop = tl.load({runs}_stop + run, mask=ends, other=stop)""").split("\n")
+    return [*lines, _positions(walked, "")] if form.indexed else lines
+
+
+def full_rows(form: Form, walked: Side) -> Lines:
+    """The tokens of a full tile, where something reads them; indexed walks have them at hand."""
+    lanes = {Side.K: "k_rows = tile * BLOCK_K + key_lanes", Side.Q: "q_rows = tile * BLOCK_Q + query_lanes"}
+    return [] if form.indexed else [lanes[walked]]
+
+
+def _positions(walked: Side, mask: str) -> str:
+    """Loads which tokens a tile of the walked side holds."""
+    if walked is Side.K:
+        return f"k_rows = tl.load(k_positions + tile * BLOCK_K + key_lanes{mask})"
+    return f"q_rows = tl.load(q_positions + tile * BLOCK_Q + query_lanes{mask})"
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a spec as the kernels compute it: in base 2, its additive part apart where it has that form."""
+    """The score of a spec as the kernels compute it: in base 2, its additive part apart where it has that form.
+
+    kept: what partial tiles evaluate of the predicate.
+    """
 
     spec: MaskSpec
+    kept: Expr
 
     @cached_property
     def plain(self) -> bool:
@@ -105,7 +202,7 @@ class Score:
     @cached_property
     def predicate(self) -> Expr:
         """What decides a pair."""
-        return settle(self.spec.predicate, self.spec)
+        return settle(self.kept, self.spec)
 
     @cached_property
     def changed(self) -> Expr | None:

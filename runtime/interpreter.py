@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from maskc.codegen.source import KernelSource, emit
+from maskc.codegen.source import KernelSource
 from maskc.diagnostics import MaskError, MaskInputError, MaskUnsupportedError
 from maskc.runtime import cache, helper, loader, tables, variants
 from maskc.runtime.inputs import Call
@@ -139,28 +139,28 @@ def _leading(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _prepared(call: Call) -> tuple[KernelSource, str]:
-    """The kernel file of a call and where it is; refuses what the interpreter cannot run."""
+def _check(call: Call) -> None:
+    """Refuses what the interpreter cannot run."""
     if call.q.device.type != "cpu":
         raise MaskInputError(f"engine 'interpret' takes CPU tensors; q is on {call.q.device}")
     if call.q.dtype is torch.bfloat16:
         raise MaskUnsupportedError("engine 'interpret' has no bfloat16 (Triton's interpreter has none); use float16")
     variants.dtype_of(call)
-    source = emit(call.spec)
-    return source, str(cache.publish(source.text, loader.triton_version()))
 
 
-def _run(file: str, function: str, *arguments: Any) -> Any:
+def _run(source: KernelSource, function: str, *arguments: Any) -> Any:
+    file = str(cache.publish(source.text, loader.triton_version()))
     return _ask({"file": file, "function": function, "arguments": arguments})
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
-    source, file = _prepared(call)
-    runs = tables.build(call, INTERPRETED.tile)
+    _check(call)
+    (part,) = tables.build(call, INTERPRETED.tile).parts
+    source = variants.source(call, part)
     config = variants.config(call, INTERPRETED, (call.q, call.k, call.v))
     given = variants.arguments(call, source)
-    out, lse = _run(file, "forward", call.q, call.k, call.v, *runs.by_query, runs.maps, given, call.scale, config)
+    out, lse = _run(source, "forward", call.q, call.k, call.v, part.by_query.walk, given, call.scale, config)
     return out, lse
 
 
@@ -168,14 +168,14 @@ def backward(
     call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    source, file = _prepared(call)
-    runs = tables.build(call, INTERPRETED.tile)
+    _check(call)
+    (part,) = tables.build(call, INTERPRETED.tile).parts
+    source = variants.source(call, part)
     config = variants.config(call, INTERPRETED, (call.q, call.k, call.v, d_out))
-    given = variants.arguments(call, source)
+    rest = (variants.arguments(call, source), call.scale, config)
     statistic = None if d_lse is None else d_lse.to(torch.float32).contiguous()
-    delta, bound = _run(file, "backward_rows", out, lse, d_out, statistic, config)
+    delta, bound = _run(source, "backward_rows", out, lse, d_out, statistic, config)
     common = (call.q, call.k, call.v, d_out, delta, bound)
-    rest = (runs.maps, given, call.scale, config)
-    d_q = _run(file, "backward_queries", *common, *runs.by_query, *rest)
-    d_k, d_v = _run(file, "backward_keys", *common, *runs.by_key, *rest)
+    d_q = _run(source, "backward_queries", *common, part.by_query.walk, *rest)
+    d_k, d_v = _run(source, "backward_keys", *common, part.by_key.walk, *rest)
     return d_q, d_k, d_v

@@ -47,13 +47,13 @@ def compile_keys() -> tuple[CompileKey, ...]:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     _check_device(call)
-    source = emit(call.spec)
+    config = _config(call, emit(call.spec), "forward", (call.q, call.k, call.v))
+    (part,) = tables.build(call, _tile(config)).parts
+    source = variants.source(call, part)
     module = loader.load(source)
-    config = _config(call, source, "forward", (call.q, call.k, call.v))
-    runs = tables.build(call, _tile(config))
     given = variants.arguments(call, source)
     with _device(call):
-        out, lse = module.forward(call.q, call.k, call.v, *runs.by_query, runs.maps, given, call.scale, config)
+        out, lse = module.forward(call.q, call.k, call.v, part.by_query.walk, given, call.scale, config)
     return out, lse
 
 
@@ -63,18 +63,19 @@ def backward(
     """Gradients of q, k and v."""
     _check_device(call)
     source = emit(call.spec)
-    module = loader.load(source)
     d_out = d_out if variants.aligned(d_out) else d_out.contiguous()
     d_lse = None if d_lse is None else d_lse.to(torch.float32).contiguous()
     strided = (call.q, call.k, call.v, d_out)
     queries, keys = _config(call, source, "queries", strided), _config(call, source, "keys", strided)
-    by_query, by_key = tables.build(call, _tile(queries)), tables.build(call, _tile(keys))
+    (by_query,), (by_key,) = (tables.build(call, _tile(config)).parts for config in (queries, keys))
+    source = variants.source(call, by_query)
+    module = loader.load(source)
     given = variants.arguments(call, source)
     with _device(call):
         delta, bound = module.backward_rows(out.contiguous(), lse.contiguous(), d_out, d_lse, queries)
         common = (call.q, call.k, call.v, d_out, delta, bound)
-        d_q = module.backward_queries(*common, *by_query.by_query, by_query.maps, given, call.scale, queries)
-        d_k, d_v = module.backward_keys(*common, *by_key.by_key, by_key.maps, given, call.scale, keys)
+        d_q = module.backward_queries(*common, by_query.by_query.walk, given, call.scale, queries)
+        d_k, d_v = module.backward_keys(*common, by_key.by_key.walk, given, call.scale, keys)
     return d_q, d_k, d_v
 
 

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from maskc.analysis import bounds
+from maskc.codegen.columns import columns
+from maskc.codegen.form import form
 from maskc.codegen.schedule import Configuration, check
 from maskc.codegen.settle import settled
-from maskc.codegen.source import KernelSource
+from maskc.codegen.source import KernelSource, emit
 from maskc.runtime.inputs import Call
+from maskc.runtime.tables import PartTables
 from maskc.spec import DimKind, MaskSpec, Sizes
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -28,6 +31,12 @@ def dtype_of(call: Call) -> str:
 def dims_of(call: Call) -> tuple[int, int]:
     """(D_qk, D_v)."""
     return call.q.shape[3], call.v.shape[3]
+
+
+def source(call: Call, part: PartTables) -> KernelSource:
+    """The kernel file that serves a part of a call's plan."""
+    indexed = part.by_query.owned is not None
+    return emit(call.spec, form(call.spec, part.predicate, part.open_clauses, indexed, dims_of(call)))
 
 
 def arguments(call: Call, source: KernelSource) -> dict[str, Any]:
@@ -48,6 +57,7 @@ def config(call: Call, chosen: Configuration, tensors: Sequence[Tensor]) -> dict
         "BLOCK_K": chosen.block_k,
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
+        "WIDTHS": tuple((c.main, c.tail) for c in map(columns, dims_of(call))),
         "ALIGN": 16 // size if all(aligned(x) for x in tensors) else 1,
         "WIDE": not (_narrow_spec(call.spec, call.sizes) and _narrow_tensors(call, tensors)),
         "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
