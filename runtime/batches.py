@@ -18,7 +18,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from maskc.analysis.plan import BlockPlan, Part, TileRuns
+from maskc.analysis.plan import BlockPlan, Part
+from maskc.analysis.runs import TileRuns
+from maskc.diagnostics import MaskUnsupportedError
 
 Runs = tuple[tuple[int, int], ...]
 """Ascending, disjoint and not touching: (first tile, tile behind the last)."""
@@ -79,10 +81,14 @@ def batches(plan: BlockPlan, part: Part, map_: int, lanes: int, *, plain: bool) 
     """The batches of one map of one part, in the order in which they run.
 
     lanes: heads that share each batch. plain: full tiles need no mask; else their scores are changed, and long runs of
-    them are cut too.
+    them are cut too. MaskUnsupportedError for an indexed part: tiles of it are no rows of tensors.
     """
-    pieces = list(_pieces(_rows(part, map_), plan.tile, plain))
-    return tuple(_with_fresh(_batched(plan, pieces, lanes), plan))
+    if part.by_query.owned is not None:
+        raise MaskUnsupportedError("batches of tiles need a plan whose slots are positions; this one is indexed")
+    # A tile that is dead here may hold pairs of another part: only the whole plan may widen rows over dead tiles.
+    pieces = list(_pieces(_rows(part, map_), plan.tile, plain, widens=len(plan.parts) == 1))
+    found = _with_fresh(_batched(plan, pieces, lanes), plan)
+    return tuple(batch if part is plan.parts[0] else replace(batch, fresh=False) for batch in found)
 
 
 def complete(found: Sequence[Batch], plan: BlockPlan) -> bool:
@@ -99,18 +105,18 @@ class _Row:
 
 
 def _rows(part: Part, map_: int) -> list[_Row]:
-    full, partial = (_runs_of_rows(runs, map_) for runs in part.by_query)
+    full, partial = (_runs_of_rows(runs, map_) for _, runs in part.by_query.kinds)
     return [_Row(_union(f, p), f) for f, p in zip(full, partial, strict=True)]
 
 
 def _runs_of_rows(runs: TileRuns, map_: int) -> list[Runs]:
     rows = runs.first.shape[1]
-    ends = np.append(runs.first.reshape(-1), runs.start.size)[map_ * rows : (map_ + 1) * rows + 1].tolist()
+    ends = np.append(runs.first.reshape(-1), runs.start.size - 1)[map_ * rows : (map_ + 1) * rows + 1].tolist()
     pairs = list(zip(runs.start.tolist(), runs.stop.tolist(), strict=True))
     return [tuple(pairs[a:b]) for a, b in pairwise(ends)]
 
 
-def _pieces(rows: list[_Row], tile: tuple[int, int], plain: bool) -> Iterator[_Piece]:
+def _pieces(rows: list[_Row], tile: tuple[int, int], plain: bool, *, widens: bool) -> Iterator[_Piece]:
     """Rows as pieces: equal neighbours together, long rows widened where that pays."""
     highest, widest = max(1, _MOST_QUERIES // tile[0]), max(1, _MOST_KEYS // tile[1])
     start = 0
@@ -119,7 +125,7 @@ def _pieces(rows: list[_Row], tile: tuple[int, int], plain: bool) -> Iterator[_P
         while height < highest and start + height < len(rows) and rows[start + height] == rows[start]:
             height += 1
         if height == 1:
-            group = rows[start : start + _GROUP - start % _GROUP]
+            group = rows[start : start + (_GROUP - start % _GROUP if widens else 1)]
             yield from _cheapest(start, group, tile, widest, plain)
             start += len(group)
         else:

@@ -7,7 +7,8 @@ may be used again.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from maskc.analysis import plan as planning
 from maskc.analysis.bounds import Analysis, constant_tables, reads_data
-from maskc.analysis.plan import BlockPlan, TileRuns
+from maskc.analysis.plan import BlockPlan, Part
+from maskc.analysis.runs import Walk, runs_on_device, split
 from maskc.evaluate import tables_read
+from maskc.expr import Expr
 from maskc.runtime.inputs import Call
 
 _PLANS = 32  # host plans that are kept
@@ -85,7 +88,7 @@ def plan_of(call: Call, tile: tuple[int, int]) -> HostPlan:
 
 
 class Runs(NamedTuple):
-    """The runs of live tiles of every row of tiles, as `plan.TileRuns` has them: int32 tensors."""
+    """The runs of live tiles of every row of tiles, as `runs.TileRuns` has them: int32 tensors."""
 
     first: Tensor
     tiles: Tensor
@@ -94,50 +97,107 @@ class Runs(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class WalkTables:
+    """A `runs.Walk` as tensors.
+
+    maps: (batch rows, heads) that have runs of their own, 1 where all share them. tiles: of the owned side. splits: how
+    many rows of runs each of them has.
+    """
+
+    full: Runs
+    partial: Runs
+    owned: Tensor | None
+    walked: Tensor | None
+    maps: tuple[int, int]
+    tiles: int
+    splits: int
+
+    @cached_property
+    def walk(self) -> tuple[Any, ...]:
+        """What the functions of a kernel file take for a walk: the fields, as a plain tuple of plain tuples."""
+        return tuple(self.full), tuple(self.partial), self.owned, self.walked, self.maps, self.tiles, self.splits
+
+
+@dataclass(frozen=True, eq=False)
+class PartTables:
+    """A part of a plan. predicate: what decides a pair inside a partial tile."""
+
+    predicate: Expr
+    open_clauses: tuple[int, ...]
+    by_query: WalkTables
+    by_key: WalkTables
+
+
+@dataclass(frozen=True, eq=False)
 class Tables:
     """A plan as tensors on the device of the call.
 
-    tile: (queries, keys). maps: (batch rows, heads) that have runs of their own, 1 where all share them. by_query,
-    by_key: (full, partial) runs of key tiles per query tile, and of query tiles per key tile.
+    tile: (queries, keys). maps: (batch rows, heads) that have runs of their own, 1 where all share them.
     """
 
     tile: tuple[int, int]
     maps: tuple[int, int]
-    by_query: tuple[Runs, Runs]
-    by_key: tuple[Runs, Runs]
+    parts: tuple[PartTables, ...]
 
 
-def build(call: Call, tile: tuple[int, int]) -> Tables:
-    """The tables of a call. Uploaded once where the plan is made on the host; else made on the device at every call."""
+def build(call: Call, tile: tuple[int, int], splits: int = 1) -> Tables:
+    """The tables of a call. Uploaded once where the plan is made on the host; else made on the device at every call.
+
+    splits: the keys of every query tile are shared out to that many rows of runs; those of key tiles stay whole.
+    """
     device = call.q.device
     if device.type != "cpu" and reads_data(call.spec, call.sizes):
-        return _on_device(call, tile)
-    host = plan_of(call, tile)
-    key = ("tables", device)
+        return _on_device(call, tile, splits)
+    return _of_host(plan_of(call, tile), device, splits)
+
+
+def _of_host(host: HostPlan, device: torch.device, splits: int) -> Tables:
+    key = ("tables", device, splits)
     if key not in host.notes:
-        (part,) = host.plan.parts
-        by_query, by_key = (_uploaded(runs, device) for runs in (part.by_query, part.by_key))
-        host.notes[key] = Tables(tile, host.plan.maps, by_query, by_key)
+        plan = host.plan
+        if splits == 1:
+            parts = tuple(_uploaded(part, plan.maps, device) for part in plan.parts)
+        else:
+            whole = _of_host(host, device, 1).parts
+            parts = tuple(_cut(part, uncut, splits) for part, uncut in zip(plan.parts, whole, strict=True))
+        host.notes[key] = Tables(plan.tile, plan.maps, parts)
     found: Tables = host.notes[key]
     return found
 
 
-def _uploaded(runs: tuple[TileRuns, TileRuns], device: torch.device) -> tuple[Runs, Runs]:
-    full, partial = (Runs(*(torch.from_numpy(x).to(device) for x in (r.first, r.tiles, r.start, r.stop))) for r in runs)
-    return full, partial
+def _uploaded(part: Part, maps: tuple[int, int], device: torch.device) -> PartTables:
+    by_query, by_key = (_walk(walk, maps, 1, _upload(device)) for walk in (part.by_query, part.by_key))
+    return PartTables(part.predicate, part.open_clauses, by_query, by_key)
 
 
-def _on_device(call: Call, tile: tuple[int, int]) -> Tables:
-    analysis = Analysis(call.spec.predicate, call.sizes, call.inputs, xp=torch, device=call.q.device)
-    runs = planning.runs_on_device(analysis.every(tile), call.sizes, tile, torch)
-    by_query, by_key = (_named(side) for side in runs)
-    return Tables(tile, analysis.maps, by_query, by_key)
+def _cut(part: Part, uncut: PartTables, splits: int) -> PartTables:
+    """The tables of a part with the rows of its queries cut; all else is shared with the uncut ones."""
+    known = uncut.by_query
+    runs = split(replace(part.by_query, owned=None, walked=None), splits)
+    by_query = _walk(runs, known.maps, splits, _upload(known.full.first.device))
+    return replace(uncut, by_query=replace(by_query, owned=known.owned, walked=known.walked))
 
 
-def _named(side: tuple[TileRuns, TileRuns]) -> tuple[Runs, Runs]:
-    """The arrays of `runs_on_device` are tensors."""
-    full, partial = (Runs(*(cast(Tensor, x) for x in (r.first, r.tiles, r.start, r.stop))) for r in side)
-    return full, partial
+def _on_device(call: Call, tile: tuple[int, int], splits: int) -> Tables:
+    spec, sizes = call.spec, call.sizes
+    analysis = Analysis(spec.predicate, sizes, call.inputs, xp=torch, device=call.q.device)
+    found = runs_on_device(analysis.every(tile), sizes, tile, torch, splits)
+    by_query, by_key = (
+        _walk(walk, analysis.maps, s, lambda x: cast(Tensor, x)) for walk, s in zip(found, (splits, 1), strict=True)
+    )
+    part = PartTables(spec.predicate, tuple(range(len(spec.clauses))), by_query, by_key)
+    return Tables(tile, analysis.maps, (part,))
+
+
+def _upload(device: torch.device) -> Callable[[Any], Tensor]:
+    return lambda x: torch.from_numpy(x).to(device)
+
+
+def _walk(walk: Walk, maps: tuple[int, int], splits: int, put: Callable[[Any], Tensor]) -> WalkTables:
+    """The tables of a walk that has `splits` rows for every tile. put: makes a tensor of an array."""
+    full, partial = (Runs(put(r.first), put(r.tiles), put(r.start), put(r.stop)) for r in (walk.full, walk.partial))
+    owned, walked = (None if x is None else put(x) for x in (walk.owned, walk.walked))
+    return WalkTables(full, partial, owned, walked, maps, walk.full.first.shape[1] // splits, splits)
 
 
 def _made(call: Call, tile: tuple[int, int]) -> HostPlan:

@@ -1,7 +1,7 @@
 """Which tiles of the attention matrix hold kept pairs, and how a kernel walks them.
 
-`build` turns a spec at given sizes into a `BlockPlan`. Nothing here costs work or memory per pair but `statistics`,
-which may count the pairs of partial tiles, and `expand`, which is for tests.
+`build` turns a spec at given sizes into a `BlockPlan`. Nothing here costs work or memory per pair but `statistics` and
+`part_pairs`, which may count the pairs of partial tiles, `tile_map` of indexed parts, and `expand`, which is for tests.
 """
 
 import math
@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from maskc.analysis.bounds import Analysis, Chunk, class_chunks, tile_counts
 from maskc.analysis.interval import Truth
-from maskc.arrays import Array
+from maskc.analysis.runs import Columns, Int64, Rows, Walk, listed, marked, own_tiles
 from maskc.constants import constants
 from maskc.evaluate import Pairs, evaluate
 from maskc.expr import TRUE, Expr, Side, conjunction
 from maskc.features import require_mask
 from maskc.spec import MaskSpec, Sizes
-
-Int32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -44,38 +42,24 @@ class TokenOrder:
 
 
 @dataclass(frozen=True, eq=False)
-class TileRuns:
-    """For every row of tiles, the runs of live tiles along the other side, ascending and disjoint.
-
-    first: int32 [maps, rows], where a row's runs begin in start and stop.
-    tiles: int32 [maps, rows], how many tiles the row's runs hold together.
-    start, stop: int32 [runs], the first tile of a run and the one behind its last.
-    """
-
-    first: Int32
-    tiles: Int32
-    start: Int32
-    stop: Int32
-
-
-@dataclass(frozen=True, eq=False)
 class Part:
     """Disjoint share of the kept pairs with token orders of its own.
 
     predicate: what decides a pair inside a partial tile (the conjunction of the clauses that are open in some tile).
-    by_query, by_key: (full, partial) runs of key tiles per query tile, and of query tiles per key tile.
-    q_positions, k_positions: int32 [maps, slots], original positions where the part is packed; None where slots are
-    positions.
+    by_query, by_key: the key tiles of every query tile, and the query tiles of every key tile. They hold the same pairs
+    in slots of their own: packed keys per query tile are not packed queries per key tile.
     """
 
     predicate: Expr
     open_clauses: tuple[int, ...]
-    by_query: tuple[TileRuns, TileRuns]
-    by_key: tuple[TileRuns, TileRuns]
+    by_query: Walk
+    by_key: Walk
     q_order: TokenOrder = TokenOrder()
     k_order: TokenOrder = TokenOrder()
-    q_positions: Int32 | None = None
-    k_positions: Int32 | None = None
+
+    def walk(self, owned: Side) -> Walk:
+        """The walk of the programs that own tiles of a side."""
+        return self.by_query if owned is Side.Q else self.by_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +83,41 @@ class BlockPlan:
             f"  tiles of {self.tile[0]} x {self.tile[1]}: {rows} rows x {columns} columns",
         ]
         for number, part in enumerate(self.parts):
-            full, partial = (int(runs.tiles.sum()) for runs in part.by_query)
-            empty = math.prod(self.maps) * rows * columns - full - partial
+            full, partial, empty = part_tiles(self, part)
+            lines.append(f"  part {number}: queries {part.q_order}, keys {part.k_order}")
+            lines += [f"    slots: {slots}" for slots in _slots(part.by_query)]
             lines += [
-                f"  part {number}: queries {part.q_order}, keys {part.k_order}",
                 f"    {full} full, {partial} partial, {empty} empty tiles",
                 f"    inside partial tiles: {part.predicate}",
             ]
         return "\n".join(lines)
+
+
+def _slots(by_query: Walk) -> list[str]:
+    """What is said of the slots of an indexed walk; nothing of a contiguous one."""
+    if by_query.owned is None or by_query.walked is None:
+        return []
+    return [f"{by_query.owned.size} of queries, {by_query.walked.size} of keys"]
+
+
+def part_tiles(plan: BlockPlan, part: Part) -> tuple[int, int, int]:
+    """Full, partial and empty tiles of a part over all maps, as its queries walk them.
+
+    Empty are as many as are fewer than all row-major tiles.
+    """
+    full, partial = (int(runs.tiles.sum(dtype=np.int64)) for _, runs in part.by_query.kinds)
+    return full, partial, _empty(plan, full + partial)
+
+
+def plan_tiles(plan: BlockPlan) -> tuple[int, int, int]:
+    """Full, partial and empty tiles of all parts over all maps."""
+    counts = [part_tiles(plan, part) for part in plan.parts]
+    full, partial = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    return full, partial, _empty(plan, full + partial)
+
+
+def _empty(plan: BlockPlan, live: int) -> int:
+    return max(0, math.prod(plan.maps) * math.prod(tile_counts(plan.sizes, plan.tile)) - live)
 
 
 Inputs = Mapping[str, NDArray[Any]]
@@ -121,7 +132,7 @@ def build(spec: MaskSpec, sizes: Sizes, tile: tuple[int, int], inputs: Inputs | 
     analysis = Analysis(spec.predicate, sizes, inputs)
     clauses = _OpenClauses(spec, sizes, inputs, analysis.maps)
     maps, (q_tiles, k_tiles) = math.prod(analysis.maps), tile_counts(sizes, tile)
-    by_query, by_key = (_Rows(), _Rows()), (_Columns(q_tiles), _Columns(q_tiles))
+    by_query, by_key = (Rows(), Rows()), (Columns(q_tiles), Columns(q_tiles))
     for chunk in class_chunks(analysis, tile):
         full, partial = _walked(chunk, sizes, tile)
         clauses.look(tile, chunk, partial)
@@ -132,8 +143,8 @@ def build(spec: MaskSpec, sizes: Sizes, tile: tuple[int, int], inputs: Inputs | 
     part = Part(
         predicate=conjunction(tuple(spec.clauses[i] for i in open_clauses)),
         open_clauses=open_clauses,
-        by_query=(by_query[0].runs(maps, q_tiles), by_query[1].runs(maps, q_tiles)),
-        by_key=(by_key[0].runs(maps, k_tiles), by_key[1].runs(maps, k_tiles)),
+        by_query=Walk(by_query[0].runs(maps, q_tiles), by_query[1].runs(maps, q_tiles)),
+        by_key=Walk(by_key[0].runs(maps, k_tiles), by_key[1].runs(maps, k_tiles)),
     )
     return BlockPlan(spec, sizes, tile, analysis.maps, (part,))
 
@@ -186,170 +197,118 @@ def _pieces(total: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, total, step))
 
 
-class _Rows:
-    """Collects runs along the rows of chunks that arrive in order."""
-
-    def __init__(self) -> None:
-        self._start: list[Int32] = []
-        self._stop: list[Int32] = []
-        self._count: list[Int32] = []
-
-    def add(self, chunk: Chunk, live: NDArray[np.bool_]) -> None:
-        """Runs of live tiles along the rows of a chunk: bool [maps, rows, columns]."""
-        maps, rows, columns = live.shape
-        edged = np.zeros((maps * rows, columns + 2), np.bool_)
-        edged[:, 1:-1] = live.reshape(maps * rows, columns)
-        changes = np.flatnonzero(edged[:, 1:] != edged[:, :-1])
-        row, column = np.divmod(changes, columns + 1)
-        self._start.append(column[0::2].astype(np.int32) + chunk.column)
-        self._stop.append(column[1::2].astype(np.int32) + chunk.column)
-        self._count.append(np.bincount(row[0::2], minlength=maps * rows).astype(np.int32))
-
-    def runs(self, maps: int, rows: int) -> TileRuns:
-        """All of them; `rows` per map."""
-        return _tile_runs(_all(self._start), _all(self._stop), _all(self._count), maps, rows)
-
-
-class _Columns:
-    """Collects runs along the columns of chunks of whole rows that arrive in order; `rows` per map."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._changes: list[tuple[Int32, Int32, Int32]] = []
-        self._above = (0, np.zeros((1, 0), np.bool_))  # first column and the last row of the chunk before
-
-    def add(self, chunk: Chunk, live: NDArray[np.bool_]) -> None:
-        """Note where the columns of bool [maps, rows, columns] change; below its last row nothing of a map is live."""
-        maps, rows, width = live.shape
-        first, above = self._above if chunk.row else (chunk.column, np.zeros((maps, 0), np.bool_))
-        left, right = min(first, chunk.column), max(first + above.shape[1], chunk.column + width)
-        last = chunk.row + rows == self._rows
-        column = np.zeros((maps, 1 + rows + last, right - left), np.bool_)
-        column[:, 0, first - left : first - left + above.shape[1]] = above
-        column[:, 1 : rows + 1, chunk.column - left : chunk.column - left + width] = live
-        changed = column[:, 1:] != column[:, :-1]
-        found = [index.astype(np.int32) for index in np.unravel_index(np.flatnonzero(changed), changed.shape)]
-        self._changes.append((found[0] + chunk.map, found[2] + left, found[1] + chunk.row))
-        self._above = (chunk.column, live[:, -1])
-
-    def runs(self, maps: int, columns: int) -> TileRuns:
-        """All of them; `columns` per map."""
-        map_, column, row = (_all([change[i] for change in self._changes]) for i in range(3))
-        line = map_.astype(np.int64) * columns + column
-        order = np.argsort(line, kind="stable")
-        line, row = line[order], row[order]
-        count = np.bincount(line[0::2], minlength=maps * columns).astype(np.int32)
-        return _tile_runs(row[0::2], row[1::2], count, maps, columns)
-
-
-def _tile_runs(start: Int32, stop: Int32, count: Int32, maps: int, rows: int) -> TileRuns:
-    """Runs in the order of maps and rows, `count` of them in each row."""
-    behind = np.cumsum(count, dtype=np.int64)
-    tiles = np.concatenate(([0], np.cumsum(stop.astype(np.int64) - start)))
-    return TileRuns(
-        first=(behind - count).astype(np.int32).reshape(maps, rows),
-        tiles=(tiles[behind] - tiles[behind - count]).astype(np.int32).reshape(maps, rows),
-        start=np.ascontiguousarray(start),
-        stop=np.ascontiguousarray(stop),
-    )
-
-
-def _all(pieces: list[Int32]) -> Int32:
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-
-
-def runs_on_device(
-    classes: Array, sizes: Sizes, tile: tuple[int, int], xp: Any
-) -> tuple[tuple[TileRuns, TileRuns], tuple[TileRuns, TileRuns]]:
-    """(by_query, by_key) of a part, as `build` has them, from the classes of all tiles, with no look at the data.
-
-    classes: uint8 [maps, q_tiles, k_tiles] of numpy or torch (module `xp`), from `Analysis.every`. The arrays of
-    the runs lie where the classes do. Every row of n tiles has room for ceil(n / 2) runs, the most there can
-    be, and `first` steps by that; what lies behind a row's last run is 0. All in all that is 16 bytes a tile.
-    """
-    full, partial = classes == Truth.ALWAYS, classes == Truth.DEPENDS
-    for axis, (length, size) in enumerate(((sizes.q_len, tile[0]), (sizes.k_len, tile[1])), start=1):
-        if length % size:
-            crosses = _counted(classes, xp, axis) == classes.shape[axis] - 1
-            full, partial = full & ~crosses, partial | (full & crosses)
-    by_query = (_spaced_runs(full, xp), _spaced_runs(partial, xp))
-    return by_query, (_spaced_runs(xp.swapaxes(full, 1, 2), xp), _spaced_runs(xp.swapaxes(partial, 1, 2), xp))
-
-
-def _spaced_runs(live: Array, xp: Any) -> TileRuns:
-    """Runs of bool [maps, rows, tiles]; the n-th run of a row is written to slot n of the row's own room."""
-    room = (live.shape[2] + 1) // 2
-    gap = xp.zeros_like(live[:, :, :1])
-    begins = live & ~xp.concatenate((gap, live[:, :, :-1]), 2)
-    ends = live & ~xp.concatenate((live[:, :, 1:], gap), 2)
-    slot = xp.where(live, xp.cumsum(begins, 2) - 1, room)
-    place = _counted(live, xp, 2)
-    start = _placed(xp, xp.where(begins, slot, room), place, room)
-    stop = _placed(xp, xp.where(ends, slot, room), place + 1, room)
-    first = _counted(live, xp, 0) * live.shape[1] + _counted(live, xp, 1)
-    return TileRuns(
-        first=_int32(xp, first[:, :, 0] * room),
-        tiles=_int32(xp, live.sum(2)),
-        start=start,
-        stop=stop,
-    )
-
-
-def _placed(xp: Any, slot: Array, value: Array, room: int) -> Array:
-    """int32 [maps * rows * room] with value[..., i] at slot[..., i]; slot `room` is thrown away."""
-    value = xp.broadcast_to(_int32(xp, value), slot.shape)
-    spaces = xp.zeros_like(value[:, :, :1]) + xp.zeros_like(_int32(xp, _counted(slot, xp, 2, room + 1)))
-    if xp is np:
-        np.put_along_axis(spaces, slot, value, 2)
-    else:
-        spaces = spaces.scatter(2, slot, value)
-    return spaces[:, :, :room].reshape(-1)
-
-
-def _counted(like: Array, xp: Any, axis: int, length: int | None = None) -> Array:
-    """0, 1, ... along one of three axes, on the device of `like`."""
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    count = like.shape[axis] if length is None else length
-    numbers = xp.arange(count) if xp is np else xp.arange(count, device=like.device)
-    return numbers.reshape(shape)
-
-
-def _int32(xp: Any, x: Array) -> Array:
-    return x.astype(np.int32) if xp is np else x.to(xp.int32)
-
-
 def tile_map(plan: BlockPlan) -> NDArray[np.uint8]:
-    """Class of every tile as the plan walks it, the values of `Truth`: uint8 [maps, q_tiles, k_tiles]."""
+    """Class of every row-major tile as the plan walks it, the values of `Truth`: uint8 [maps, q_tiles, k_tiles].
+
+    Tiles of indexed parts lie across several of these; they are looked at pair by pair. A tile is full where one part
+    decides none of its pairs, and empty where no part looks at any.
+    """
     rows, columns = tile_counts(plan.sizes, plan.tile)
     classes = np.zeros((math.prod(plan.maps), rows, columns), np.uint8)
     for part in plan.parts:
-        for runs, truth in zip(part.by_query, (Truth.ALWAYS, Truth.DEPENDS), strict=True):
-            classes[_marked(runs, columns)] = truth
+        classes = np.maximum(classes, _part_map(plan, part, classes.shape))
     return classes
 
 
-def _marked(runs: TileRuns, columns: int) -> NDArray[np.bool_]:
-    """The tiles in runs: bool [maps, rows, columns]."""
-    maps, rows = runs.first.shape
-    row = np.repeat(np.arange(maps * rows), np.diff(np.append(runs.first.reshape(-1), runs.start.size)))
-    change = np.zeros((maps * rows, columns + 1), np.int8)
-    change[row, runs.start] += 1
-    change[row, runs.stop] -= 1
-    return np.cumsum(change[:, :-1], axis=1, dtype=np.int8).reshape(maps, rows, columns) > 0
+def _part_map(plan: BlockPlan, part: Part, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    classes = np.zeros(shape, np.uint8)
+    if part.by_query.owned is None:
+        for truth, runs in part.by_query.kinds:
+            classes[marked(runs, shape[2])] = truth
+        return classes
+    full = np.zeros(shape, np.int64)
+    for truth, maps, q, k in _tiles(plan, part, Side.Q):
+        n, i, j = np.nonzero(_existing(q, k))
+        place = maps[n], q[n, i] // plan.tile[0], k[n, j] // plan.tile[1]
+        classes[place] = Truth.DEPENDS
+        if truth == Truth.ALWAYS:
+            np.add.at(full, place, 1)
+    classes[full == math.prod(plan.tile)] = Truth.ALWAYS
+    return classes
 
 
-def expand(plan: BlockPlan, inputs: Inputs | None = None) -> NDArray[np.bool_]:
-    """The kept pairs as the plan has them: bool [batch rows, heads, q_len, k_len], 1 in a dim that is shared."""
+def class_at(plan: BlockPlan, map_: int, q: int, k: int) -> Truth:
+    """The class of the tile in which the plan walks a pair; of several the one that says most. Counted from 0."""
+    return max((_class_in(plan, part.by_query, map_, q, k) for part in plan.parts), default=Truth.NEVER)
+
+
+def _class_in(plan: BlockPlan, walk: Walk, map_: int, q: int, k: int) -> Truth:
+    own, other = _positions(plan, walk, Side.Q)
+    splits = _splits(own, walk)
+    for tile in np.flatnonzero((own[map_ % len(own)] == q).any(axis=1)):
+        for truth, runs in walk.kinds:
+            for row in range(tile * splits, (tile + 1) * splits):
+                if (other[own_tiles(runs, map_, row)] == k).any():
+                    return truth
+    return Truth.NEVER
+
+
+def expand(plan: BlockPlan, inputs: Inputs | None = None, owned: Side = Side.Q) -> NDArray[np.bool_]:
+    """The kept pairs as the plan has them: bool [batch rows, heads, q_len, k_len], 1 in a dim that is shared.
+
+    owned: the side whose walks are read. ValueError where a pair is computed twice or a full tile has walked slots
+    that do not exist.
+    """
     sizes = plan.sizes
-    classes = tile_map(plan).repeat(plan.tile[0], axis=1).repeat(plan.tile[1], axis=2)[:, : sizes.q_len, : sizes.k_len]
-    maps = np.arange(math.prod(plan.maps))[:, None, None]
-    q, k = np.arange(sizes.q_len)[None, :, None], np.arange(sizes.k_len)[None, None, :]
-    kept = np.zeros(classes.shape, np.bool_)
+    times = np.zeros((math.prod(plan.maps), sizes.q_len, sizes.k_len), np.int8)
     for part in plan.parts:
-        inside = _kept(plan, part.predicate, inputs, maps, q, k)
-        kept |= (classes == Truth.ALWAYS) | ((classes == Truth.DEPENDS) & inside)
-    return kept.reshape(*plan.maps, sizes.q_len, sizes.k_len)
+        for maps, q, k in _kept_pairs(plan, part, inputs, owned):
+            np.add.at(times, (maps, q, k), 1)
+            if (times[maps, q, k] > 1).any():
+                raise ValueError("a pair is computed twice")
+    return (times > 0).reshape(*plan.maps, sizes.q_len, sizes.k_len)
+
+
+def _kept_pairs(plan: BlockPlan, part: Part, inputs: Inputs | None, owned: Side) -> Iterator[tuple[Int64, ...]]:
+    """The kept pairs of a part: maps, queries and keys, int64 [n] each, in pieces."""
+    for truth, maps, q, k in _tiles(plan, part, owned):
+        kept = _existing(q, k)
+        if truth == Truth.DEPENDS:
+            # Slots without a token are read as token 0 and dropped.
+            tokens = (np.maximum(q, 0)[:, :, None], np.maximum(k, 0)[:, None, :])
+            kept &= _kept(plan, part.predicate, inputs, maps[:, None, None], *tokens)
+        elif ((k if owned is Side.Q else q) < 0).any():
+            raise ValueError("a full tile has walked slots that do not exist")
+        n, i, j = np.nonzero(kept)
+        yield maps[n], q[n, i], k[n, j]
+
+
+def _existing(q: Int64, k: Int64) -> NDArray[np.bool_]:
+    """Where both tokens of a pair exist: bool [n, queries, keys] of positions int64 [n, queries] and [n, keys]."""
+    return (q >= 0)[:, :, None] & (k >= 0)[:, None, :]
+
+
+def _tiles(plan: BlockPlan, part: Part, owned: Side) -> Iterator[tuple[Truth, Int64, Int64, Int64]]:
+    """The live tiles of a walk in pieces: class, maps [n], and positions of queries and of keys, int64 [n, tile]."""
+    walk = part.walk(owned)
+    own, other = _positions(plan, walk, owned)
+    splits = _splits(own, walk)
+    for truth, runs in walk.kinds:
+        maps, rows, tiles = listed(runs)
+        for piece in _pieces(maps.size, max(1, _PIECE // math.prod(plan.tile))):
+            lines = own[maps[piece] % len(own), rows[piece] // splits], other[tiles[piece]]
+            yield truth, maps[piece], *(lines if owned is Side.Q else lines[::-1])
+
+
+def _positions(plan: BlockPlan, walk: Walk, owned: Side) -> tuple[Int64, Int64]:
+    """Positions of every tile's slots, -1 for none: owned int64 [maps or 1, tiles, slots], walked [tiles, slots]."""
+    q, k = (_tokens(plan.sizes.length(side), tile) for side, tile in zip(Side, plan.tile, strict=True))
+    own, other = (q, k) if owned is Side.Q else (k, q)
+    if walk.owned is None or walk.walked is None:
+        return own[None], other
+    given = walk.owned.astype(np.int64), walk.walked.astype(np.int64)
+    return given[0].reshape(len(walk.owned), -1, own.shape[1]), given[1].reshape(-1, other.shape[1])
+
+
+def _tokens(length: int, tile: int) -> Int64:
+    """The positions of tokens in tiles: int64 [tiles, tile]."""
+    tokens = np.arange(-(-length // tile) * tile, dtype=np.int64)
+    return np.where(tokens < length, tokens, -1).reshape(-1, tile)
+
+
+def _splits(own: Int64, walk: Walk) -> int:
+    """How many rows of runs there are for every tile of the owned side."""
+    return walk.full.first.shape[1] // max(1, own.shape[1])
 
 
 def _kept(
@@ -369,11 +328,12 @@ def _kept(
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a plan computes and what it has to, summed over its maps (batch rows x heads that differ).
+    """What a plan computes and what it has to, summed over its parts and maps (batch rows x heads that differ).
 
-    live_pairs: kept. computed_pairs: in live tiles, whole tiles counted. flex_pairs: in the 128 x 128 row-major tiles
-    that hold a live pair, as FlexAttention computes them. gain: flex_pairs / computed_pairs; order_gain: the same with
-    tiles of 128 x 128 here too. Ratios without a denominator are 1.
+    empty_tiles: how many fewer tiles are computed than all row-major ones. live_pairs: kept. computed_pairs: in live
+    tiles, whole tiles counted. flex_pairs: in the 128 x 128 row-major tiles that hold a live pair, as FlexAttention
+    computes them. gain: flex_pairs / computed_pairs; order_gain: the same with tiles of 128 x 128 here too. Ratios
+    without a denominator are 1.
     """
 
     batch_rows: int
@@ -394,9 +354,10 @@ _FLEX = (128, 128)
 
 def statistics(plan: BlockPlan, inputs: Inputs | None = None) -> Statistics:
     """Count tiles and pairs exactly; pairs of partial tiles are evaluated where no table counts them."""
-    full, partial, empty = _tile_counts(plan)
-    wide = plan if plan.tile == _FLEX else build(plan.spec, plan.sizes, _FLEX, inputs)
-    wide_full, wide_partial, _ = _tile_counts(wide)
+    full, partial, empty = plan_tiles(plan)
+    row_major = len(plan.parts) == 1 and plan.parts[0].by_query.owned is None
+    wide = plan if plan.tile == _FLEX and row_major else build(plan.spec, plan.sizes, _FLEX, inputs)
+    wide_full, wide_partial, _ = plan_tiles(wide)
     # Where tables count the pairs they also classify every tile exactly: no partial tile is without a pair.
     counted = Analysis(plan.spec.predicate, plan.sizes, inputs).count()
     holding, inside = _partial_pairs(wide, inputs) if counted is None else (wide_partial, 0)
@@ -422,11 +383,9 @@ def _ratio(a: int, b: int) -> float:
     return a / b if b else 1.0
 
 
-def _tile_counts(plan: BlockPlan) -> tuple[int, int, int]:
-    """Full, partial and empty tiles over all maps."""
-    full = sum(int(part.by_query[0].tiles.sum(dtype=np.int64)) for part in plan.parts)
-    partial = sum(int(part.by_query[1].tiles.sum(dtype=np.int64)) for part in plan.parts)
-    return full, partial, math.prod(plan.maps) * math.prod(tile_counts(plan.sizes, plan.tile)) - full - partial
+def part_pairs(plan: BlockPlan, part: Part, inputs: Inputs | None = None) -> int:
+    """How many pairs a part keeps; every pair of its partial tiles is evaluated."""
+    return sum(maps.size for maps, _, _ in _kept_pairs(plan, part, inputs, Side.Q))
 
 
 def _partial_pairs(plan: BlockPlan, inputs: Inputs | None) -> tuple[int, int]:

@@ -1,14 +1,13 @@
 """What the analysis found for a call: the plan that an engine would really run, and what is worth saying about it."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
-from maskc.analysis.plan import BlockPlan, Part, Statistics, build, statistics
+from maskc.analysis.plan import BlockPlan, Part, Statistics, build, part_pairs, part_tiles, statistics
 from maskc.codegen.schedule import TARGETS, configuration, target_named
 from maskc.commands import options
 from maskc.commands.options import Array
@@ -126,21 +125,25 @@ def explanation(planned: Planned) -> dict[str, Any]:
         "gain": found.gain,
         "order_gain": found.order_gain,
         "analysis_seconds": planned.seconds,
-        "parts": [part_fields(part, found) for part in plan.parts],
+        "parts": [part_fields(planned, part, found) for part in plan.parts],
     }
 
 
-def part_fields(part: Part, found: Statistics) -> dict[str, Any]:
-    """What is said about a part. Plans have one, so that its pairs are those of the plan."""
+def part_fields(planned: Planned, part: Part, whole: Statistics) -> dict[str, Any]:
+    """What is said about a part. The pairs of the only part are those of the plan."""
+    plan = planned.plan
+    full, partial, empty = part_tiles(plan, part)
+    computed = (full + partial) * math.prod(plan.tile)
+    live = whole.live_pairs if len(plan.parts) == 1 else part_pairs(plan, part, planned.inputs)
     return {
         "predicate": str(part.predicate),
         "q_order": str(part.q_order),
         "k_order": str(part.k_order),
-        "full_tiles": found.full_tiles,
-        "partial_tiles": found.partial_tiles,
-        "empty_tiles": found.empty_tiles,
-        "computed_pairs": found.computed_pairs,
-        "efficiency": found.efficiency,
+        "full_tiles": full,
+        "partial_tiles": partial,
+        "empty_tiles": empty,
+        "computed_pairs": computed,
+        "efficiency": live / computed if computed else 1.0,
     }
 
 
@@ -180,14 +183,6 @@ def call_title(spec: MaskSpec, sizes: Sizes) -> str:
     values = "".join(f", {name}={value}" for name, value in sizes.parameters)
     offset = f" from {sizes.q_offset}" if sizes.q_offset else ""
     return f"{spec.name}{values}: {sizes.q_len} queries{offset} x {sizes.k_len} keys{grid}"
-
-
-def tile_totals(plan: BlockPlan) -> tuple[int, int, int]:
-    """Full, partial and empty tiles over all maps."""
-    full, partial = (sum(int(part.by_query[kind].tiles.sum(dtype=np.int64)) for part in plan.parts) for kind in (0, 1))
-    maps, rows = plan.parts[0].by_query[0].first.shape
-    columns = plan.parts[0].by_key[0].first.shape[1]
-    return full, partial, maps * rows * columns - full - partial
 
 
 def class_counts(full: int, partial: int, empty: int) -> str:

@@ -4,9 +4,10 @@ import shutil
 import sys
 from argparse import Namespace
 
+from maskc.analysis.plan import plan_tiles
 from maskc.check import load
 from maskc.commands import options, png
-from maskc.commands.explain import Planned, call_title, class_counts, planned_call, tile_totals, title
+from maskc.commands.explain import Planned, call_title, class_counts, planned_call, title
 from maskc.commands.options import UsageError
 from maskc.commands.picture import picture, shades_for
 from maskc.commands.tokens import TokenMaps, TooLargeError, token_maps, token_picture
@@ -30,7 +31,7 @@ def show_command(chosen: Namespace) -> int:
 def print_picture(planned: Planned, width: int | None) -> None:
     """The block map, as wide as the terminal unless `width` says otherwise, and the number of tiles of each class."""
     print(picture(planned.plan, width=_columns(width), shades=shades_for(sys.stdout.encoding)))
-    print(f"tiles: {class_counts(*tile_totals(planned.plan))}")
+    print(f"tiles: {class_counts(*plan_tiles(planned.plan))}")
 
 
 def _show_tokens(chosen: Namespace) -> None:

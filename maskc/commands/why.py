@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskc.analysis.interval import Truth
-from maskc.analysis.plan import BlockPlan, TileRuns
+from maskc.analysis.plan import BlockPlan, class_at
 from maskc.constants import with_step
 from maskc.diagnostics import Diagnostic, MaskInputError, Span
 from maskc.evaluate import Pairs, evaluate, rows_at, whole
@@ -207,25 +207,10 @@ def _tile(plan: BlockPlan, pair: Pair, inputs: Inputs) -> Tile:
 
     row, rows, queries = along(Side.Q, pair.q, plan.tile[0])
     column, columns, keys = along(Side.K, pair.k, plan.tile[1])
-    return Tile(row, column, rows, columns, queries, keys, _class(plan, pair, row, column))
-
-
-def _class(plan: BlockPlan, pair: Pair, row: int, column: int) -> Truth:
-    """The class of a tile as the plan walks it."""
     batch_rows, heads = plan.maps
     map_ = (pair.batch if batch_rows > 1 else 0) * heads + (pair.head if heads > 1 else 0)
-    for part in plan.parts:
-        for runs, truth in zip(part.by_query, (Truth.ALWAYS, Truth.DEPENDS), strict=True):
-            if _in_runs(runs, map_, row, column):
-                return truth
-    return Truth.NEVER
-
-
-def _in_runs(runs: TileRuns, map_: int, row: int, tile: int) -> bool:
-    first = np.append(runs.first.reshape(-1), runs.start.size)
-    line = map_ * runs.first.shape[1] + row
-    own = slice(first[line], first[line + 1])
-    return bool(((runs.start[own] <= tile) & (tile < runs.stop[own])).any())
+    q, k = (p - _offset(sizes, inputs, side, pair.batch) for side, p in ((Side.Q, pair.q), (Side.K, pair.k)))
+    return Tile(row, column, rows, columns, queries, keys, class_at(plan, map_, q, k))
 
 
 class _Reader:

@@ -13,7 +13,8 @@ from maskc.analysis import bounds
 from maskc.analysis import plan as planning
 from maskc.analysis.bounds import Analysis, tile_classes
 from maskc.analysis.interval import Truth
-from maskc.analysis.plan import BlockPlan, TileRuns, build, expand, runs_on_device, statistics, tile_map
+from maskc.analysis.plan import BlockPlan, build, expand, statistics, tile_map
+from maskc.analysis.runs import TileRuns, runs_on_device
 from maskc.expr import TRUE, Coordinate, Count, Index, Parameter, Position, Read, Unary, UnaryOp
 from maskc.reference import mask
 from maskc.spec import Dim, DimKind, InputSpec, MaskSpec, ParameterSpec, Sizes
@@ -50,13 +51,16 @@ def check(plan: BlockPlan, spec: MaskSpec, inputs: dict[str, NDArray[Any]] | Non
     """The plan means what the mask means, row by row and column by column."""
     kept = mask(spec, plan.sizes, inputs).reshape(*plan.maps, plan.sizes.q_len, plan.sizes.k_len)
     np.testing.assert_array_equal(expand(plan, inputs), kept)
+    np.testing.assert_array_equal(expand(plan, inputs, K), kept)
     classes = tile_map(plan)
     (part,) = plan.parts
-    for truth, along_rows, along_columns in zip((2, 1), part.by_query, part.by_key, strict=True):
-        np.testing.assert_array_equal(walked(along_rows, classes.shape[2]), classes == truth)
-        np.testing.assert_array_equal(walked(along_columns, classes.shape[1]).swapaxes(1, 2), classes == truth)
-    for runs in (*part.by_query, *part.by_key):
+    for truth, runs in part.by_query.kinds:
+        np.testing.assert_array_equal(walked(runs, classes.shape[2]), classes == truth)
+    for truth, runs in part.by_key.kinds:
+        np.testing.assert_array_equal(walked(runs, classes.shape[1]).swapaxes(1, 2), classes == truth)
+    for _, runs in (*part.by_query.kinds, *part.by_key.kinds):
         assert {runs.first.dtype, runs.tiles.dtype, runs.start.dtype, runs.stop.dtype} == {np.dtype(np.int32)}
+        assert runs.start[-1] == runs.stop[-1] == 0, "kernels read one entry ahead"
     rows, columns = plan.sizes.q_len // plan.tile[0], plan.sizes.k_len // plan.tile[1]
     assert not (classes[:, rows:] == Truth.ALWAYS).any()
     assert not (classes[:, :, columns:] == Truth.ALWAYS).any()
@@ -104,10 +108,10 @@ def test_lengths_that_are_no_multiples(length: int) -> None:
 
 def test_runs_of_a_window() -> None:
     (part,) = build(WINDOW, Sizes(64, 64), (8, 8)).parts
-    full, partial = part.by_query
+    full, partial = part.by_query.full, part.by_query.partial
     assert full.tiles[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    assert full.start.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert full.stop.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert full.start.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert full.stop.tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
     assert partial.tiles[0].tolist() == [1, 1, 2, 3, 3, 3, 3, 3]
     assert partial.first[0].tolist() == [0, 1, 2, 4, 6, 8, 10, 12]
     assert partial.start[4:6].tolist() == [0, 3]
@@ -162,11 +166,14 @@ def test_runs_made_on_a_device_are_those_of_the_host() -> None:
         for xp, given in ((torch, classes), (np, classes.numpy())):
             by_query, by_key = runs_on_device(given, sizes, tile, xp)
             for found, wanted, columns in (
-                *((a, b, classes.shape[2]) for a, b in zip(by_query, part.by_query, strict=True)),
-                *((a, b, classes.shape[1]) for a, b in zip(by_key, part.by_key, strict=True)),
+                (by_query.full, part.by_query.full, classes.shape[2]),
+                (by_query.partial, part.by_query.partial, classes.shape[2]),
+                (by_key.full, part.by_key.full, classes.shape[1]),
+                (by_key.partial, part.by_key.partial, classes.shape[1]),
             ):
                 np.testing.assert_array_equal(walked(found, columns), walked(wanted, columns))
                 assert found.start.dtype == (torch.int32 if xp is torch else np.int32)
+                assert found.start[-1] == found.stop[-1] == 0
 
 
 def test_runs_on_a_device_never_look_at_the_data() -> None:
@@ -174,8 +181,8 @@ def test_runs_on_a_device_never_look_at_the_data() -> None:
     sizes = Sizes(1000, 1000)
     classes = Analysis(DOCUMENTS.predicate, sizes, {"doc": doc}, xp=torch, device="meta").every((64, 32))
     by_query, by_key = runs_on_device(classes, sizes, (64, 32), torch)
-    assert [(r.first.shape, r.start.shape) for r in by_query] == [((1, 16), (16 * 16,))] * 2
-    assert [(r.first.shape, r.stop.shape) for r in by_key] == [((1, 32), (32 * 8,))] * 2
+    assert [(r.first.shape, r.start.shape) for _, r in by_query.kinds] == [((1, 16), (16 * 16 + 1,))] * 2
+    assert [(r.first.shape, r.stop.shape) for _, r in by_key.kinds] == [((1, 32), (32 * 8 + 1,))] * 2
 
 
 def test_statistics_are_exact() -> None:
@@ -254,7 +261,7 @@ def test_a_long_plan_costs_nothing_per_pair() -> None:
     plan = build(spec, Sizes(1 << 20, 1 << 20), (128, 128))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    full, partial = (int(runs.tiles.sum()) for runs in plan.parts[0].by_query)
+    full, partial = (int(runs.tiles.sum()) for _, runs in plan.parts[0].by_query.kinds)
     assert (full, partial) == (3 * 8192 - 6, 2 * 8192 - 4)
     assert peak < 100e6
 

@@ -1,5 +1,6 @@
 """Host plans that are kept and tables that are made where the data is."""
 
+import io
 from dataclasses import replace
 
 import engine_cases as cases
@@ -9,7 +10,7 @@ import torch
 
 import maskc
 from maskc.analysis import plan as planning
-from maskc.runtime import tables
+from maskc.runtime import helper, tables
 from maskc.runtime.tables import Masks
 
 TILE = (32, 16)
@@ -21,12 +22,15 @@ def classes(found, call):
     rows, columns = -(-call.sizes.q_len // TILE[0]), -(-call.sizes.k_len // TILE[1])
     maps = found.maps[0] * found.maps[1]
     by_query, by_key = np.zeros((maps, rows, columns), int), np.zeros((maps, columns, rows), int)
-    for side, into in ((found.by_query, by_query), (found.by_key, by_key)):
-        for runs, truth in zip(side, (2, 1), strict=True):
+    (part,) = found.parts
+    for side, into in ((part.by_query, by_query), (part.by_key, by_key)):
+        assert (side.maps, side.tiles) == (found.maps, into.shape[1])
+        for runs, truth in ((side.full, 2), (side.partial, 1)):
+            assert runs.first.shape == (maps, side.tiles * side.splits)
             first, tiles, start, stop = (x.numpy() for x in runs)
             for m in range(maps):
-                for row in range(into.shape[1]):
-                    at, left = first[m, row], tiles[m, row]
+                for line in range(into.shape[1] * side.splits):
+                    at, left, row = first[m, line], tiles[m, line], line // side.splits
                     while left > 0:
                         assert (into[m, row, start[at] : stop[at]] == 0).all(), "runs are disjoint"
                         into[m, row, start[at] : stop[at]] = truth
@@ -36,6 +40,13 @@ def classes(found, call):
     return by_query
 
 
+def tensors(found):
+    """All tensors of tables."""
+    walks = [walk for part in found.parts for walk in (part.by_query, part.by_key)]
+    given = [x for walk in walks for x in (walk.owned, walk.walked) if x is not None]
+    return [*given, *(x for walk in walks for runs in (walk.full, walk.partial) for x in runs)]
+
+
 @pytest.mark.parametrize("name", [name for name in cases.SPECS if name != "neighbours"])
 def test_tables_are_the_plan(name):
     call = cases.call_of(name, batch=2, q_len=150, k_len=170, q_offset=20)
@@ -43,25 +54,27 @@ def test_tables_are_the_plan(name):
     plan = planning.build(call.spec, call.sizes, TILE, {n: x.numpy() for n, x in call.inputs.items()})
     assert found.maps == plan.maps
     assert (classes(found, call) == planning.tile_map(plan)).all()
-    assert all(x.dtype is torch.int32 for side in (found.by_query, found.by_key) for runs in side for x in runs)
+    assert {x.dtype for x in tensors(found)} == {torch.int32}
 
 
+@pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("name", [*DATA, "window", "sink"])
-def test_tables_made_on_the_device_hold_what_those_of_the_host_do(name):
+def test_tables_made_on_the_device_hold_what_those_of_the_host_do(name, splits):
     call = cases.call_of(name, batch=2, q_len=150, k_len=170, q_offset=20)
-    made = classes(tables._on_device(call, TILE), call)
+    made = classes(tables._on_device(call, TILE, splits), call)
     exact = classes(tables.build(call, TILE), call)
     # Without a budget for a second look a tile may be partial that the host knows better.
     assert ((made == exact) | (made == 1)).all()
 
 
+@pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("name", DATA)
-def test_tables_never_peek_at_data_on_a_device(name):
+def test_tables_never_peek_at_data_on_a_device(name, splits):
     call = cases.call_of(name, batch=2, q_len=150)
     there = {n: x.to("meta") for n, x in call.inputs.items()}
     call = replace(call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"), inputs=there)
-    found = tables.build(call, TILE)
-    assert {x.device.type for side in (found.by_query, found.by_key) for runs in side for x in runs} == {"meta"}
+    found = tables.build(call, TILE, splits)
+    assert {x.device.type for x in tensors(found)} == {"meta"}
 
 
 @pytest.mark.parametrize("name", ["window", "documents", "alibi"])
@@ -77,8 +90,32 @@ def test_static_tables_are_uploaded_once():
     there = replace(call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"))
     first = tables.build(there, TILE)
     assert tables.build(there, TILE) is first
-    assert first.by_query[0].first.device.type == "meta"
+    assert first.parts[0].by_query.full.first.device.type == "meta"
     assert tables.build(call, TILE) is not first
+
+
+def test_cut_tables_are_kept_beside_the_uncut_ones():
+    call = cases.call_of("sink", q_len=150)
+    whole, cut = tables.build(call, TILE), tables.build(call, TILE, 3)
+    assert tables.build(call, TILE, 3) is cut
+    assert tables.build(call, TILE) is whole
+    assert tables.build(call, TILE, 2).parts[0].by_query.splits == 2
+    assert cut.parts[0].by_key is whole.parts[0].by_key
+    assert (classes(cut, call) == classes(whole, call)).all()
+    live = sum(runs.tiles.reshape(-1, 3) for runs in (cut.parts[0].by_query.full, cut.parts[0].by_query.partial))
+    assert (live.amax(1) - live.amin(1)).max() == 1, "no share has two tiles more than another"
+
+
+def test_a_walk_is_a_plain_tuple_that_travels():
+    """As JSON and tensors, to the process that runs kernels under the interpreter."""
+    call = cases.call_of("window", q_len=150)
+    sent = io.BytesIO()
+    walk = tables.build(call, TILE, 2).parts[0].by_query.walk
+    helper.send(sent, walk)
+    sent.seek(0)
+    full, partial, *rest = helper.receive(sent)
+    assert rest == [None, None, (1, 1), 5, 2]
+    assert all(torch.equal(a, b) for a, b in zip((*full, *partial), (*walk[0], *walk[1]), strict=True))
 
 
 def test_plans_are_made_once(monkeypatch):

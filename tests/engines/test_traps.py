@@ -8,7 +8,7 @@ import torch
 
 import maskc
 from maskc.analysis import plan as planning
-from maskc.analysis.plan import TileRuns
+from maskc.analysis.runs import TileRuns, Walk
 from maskc.runtime import tables, tolerance
 
 
@@ -182,10 +182,10 @@ def test_full_and_partial_tiles_give_the_same(name, monkeypatch):
     def all_partial(spec, sizes, tile, inputs=None):
         plan = build(spec, sizes, tile, inputs)
         (part,) = plan.parts
-        full, partial = part.by_query
-        joined = TileRuns(*_joined(full, partial))
-        none = TileRuns(full.first * 0, full.tiles * 0, full.start[:0], full.stop[:0])
-        return replace(plan, parts=(replace(part, predicate=spec.predicate, by_query=(none, joined)),))
+        full = part.by_query.full
+        joined = TileRuns(*_joined(full, part.by_query.partial))
+        none = TileRuns(full.first * 0, full.tiles * 0, full.start[-1:], full.stop[-1:])
+        return replace(plan, parts=(replace(part, predicate=spec.predicate, by_query=Walk(none, joined)),))
 
     monkeypatch.setattr(tables.planning, "build", all_partial)
     fresh = replace(call, spec=replace(call.spec, name="all partial"))
@@ -209,8 +209,8 @@ def _joined(full, partial):
     return (
         np.array(first, np.int32).reshape(shape),
         full.tiles + partial.tiles,
-        np.array(start, np.int32),
-        np.array(stop, np.int32),
+        np.array([*start, 0], np.int32),
+        np.array([*stop, 0], np.int32),
     )
 
 
