@@ -15,12 +15,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import indent
 
 from maskc.check import load
 from maskc.codegen.schedule import Configuration, configuration, target_named
 from maskc.codegen.source import KernelSource, emit
 from maskc.codegen.template import walk_next, walk_start
-from maskc.runtime import loader
+from maskc.expr import Side
+from maskc.runtime import stages
 from maskc.spec import MaskSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,10 +61,10 @@ class Figures:
 def figures(source: KernelSource, spec: MaskSpec, entry: str, dim: int, dtype: str, chosen: Configuration) -> Figures:
     """Compiles an entry point for sm_90 as the launcher would and reads its machine code."""
     target = target_named("sm_90")
-    compiled = loader.compile_kernel(source, spec, entry, target, loader.Variant((dim, dim), dtype, chosen))
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", loader.resources(compiled))
+    compiled = stages.compile_kernel(source, spec, entry, target, stages.Variant((dim, dim), dtype, chosen))
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", stages.resources(compiled))
     assert usage is not None, "cuobjdump reports registers and stack"
-    lines = [line for line in loader.disassembled(compiled).split("\n") if line.strip()]
+    lines = [line for line in stages.disassembled(compiled).split("\n") if line.strip()]
     spans = list(loop_spans(lines))
     inside = {i for start, stop in spans for i in range(start, stop)}
     innermost = [s for s in spans if not any(t != s and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
@@ -117,13 +119,11 @@ def mask_free(spec: MaskSpec) -> tuple[KernelSource, MaskSpec]:
     bare = replace(spec, name="mask_free", clauses=(), claims=(), inputs=(), parameters=(), axes=(), score=PLAIN.score)
     source = emit(bare)
     text = source.text
-    for runs in ("full", "partial"):
-        for indent in ("    ", "        "):
-            text = text.replace(
-                _block(walk_start(runs), indent), f"{indent}tiles = tl.load({runs}_tiles)\n{indent}tile = 0\n"
-            )
-        for indent in ("        ", "            "):
-            text = text.replace(_block(walk_next(runs), indent), f"{indent}tile += 1\n")
+    for runs, walked in itertools.product(("full", "partial"), Side):
+        start = f"tiles = tl.load({runs}_tiles)\ntile = 0\n"
+        for lines, free in ((walk_start, start), (walk_next, "tile += 1\n")):
+            for margin in ("    ", "        ", "            "):
+                text = text.replace(_block(lines(runs, source.form, walked), margin), indent(free, margin))
     assert "ends = " not in text, "every walk over runs is replaced"
     return replace(source, text=text), bare
 
@@ -150,7 +150,7 @@ def main() -> int:
         for name in chosen.examples:
             spec = load(ROOT / "examples" / f"{name}.mask")
             source = emit(spec)
-            tile = configuration(target_named("sm_90"), (dim, dim), dtype, loader.PASSES[entry], source.heavy)
+            tile = configuration(target_named("sm_90"), (dim, dim), dtype, stages.PASSES[entry], source.heavy)
             row = {"mask": name, "entry": entry, "dim": dim, "dtype": dtype, "configuration": str(tile)}
             if tile not in baselines:
                 baselines[tile] = figures(free_source, free_spec, entry, dim, dtype, tile)

@@ -273,7 +273,8 @@ def backward_keys_kernel(
             <<indexed>>row_bound = tl.load(bound + first_row + q_rows)
             <<full_pair>>
             weights = tl.exp2(<<full_exponent>>)
-            <<contiguous>><<v>>d_out_tile~ = tl.load(d_out_pointers~ + tile.to(INTEGER) * (BLOCK_Q * d_out_row_stride)<<where>>)
+            <<contiguous>><<v>>d_out_row_pointers~ = d_out_pointers~ + tile.to(INTEGER) * (BLOCK_Q * d_out_row_stride)
+            <<contiguous>><<v>>d_out_tile~ = tl.load(d_out_row_pointers~<<where>>)
             <<indexed>>d_out_offsets = q_rows.to(INTEGER)[:, None] * d_out_row_stride
             <<indexed>><<v>>d_out_row_pointers~ = head_d_out + d_out_offsets + d_out_columns~[None, :]
             <<indexed>><<v>>d_out_tile~ = tl.load(d_out_row_pointers~<<where>>)

@@ -19,6 +19,10 @@ class Cut:
         return f"{blocks}, padded" if self.ragged else blocks
 
 
+WHOLE = Cut()
+"""One block that is the head dim itself."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The blocks of one head dim; tail is 0 where there is one block only."""

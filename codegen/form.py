@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from maskc.codegen.columns import Cut, columns
+from maskc.codegen.columns import WHOLE, Cut, columns
 from maskc.codegen.settle import Depends, depends, settle
 from maskc.expr import Binary, BinaryOp, Bucket, Coordinate, Expr, Member, Position, Rand, Read, conjunction, walk
 from maskc.spec import MaskSpec
@@ -25,8 +25,8 @@ class Form:
 
     predicate: Expr | None = None
     indexed: bool = False
-    qk: Cut = Cut()
-    v: Cut = Cut()
+    qk: Cut = WHOLE
+    v: Cut = WHOLE
 
     def __str__(self) -> str:
         keys = "indexed" if self.indexed else "contiguous"

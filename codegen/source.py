@@ -1,7 +1,7 @@
 """MaskSpec -> KernelSource: one readable Python file per form of a spec that imports torch and triton only.
 
-The text follows from the spec and the form alone: sizes, parameter values, tile shapes, dtypes and contents are given at launch.
-Equal ones give equal bytes.
+The text follows from the spec and the form alone: sizes, parameter values, tile shapes, dtypes and contents are given
+at launch. Equal ones give equal bytes.
 """
 
 import io
@@ -287,7 +287,7 @@ def _header(spec: MaskSpec, form: Form) -> str:
         "#",
         f"# Form: {form}.",
         "# The functions at the end launch the kernels; they take the runs of tiles that a plan of the mask gives. The",
-        "# text depends on nothing but mask and form: sizes, parameter values, dtypes and tile shapes are given at launch.",
+        "# text depends on mask and form alone: sizes, parameter values, dtypes and tile shapes are given at launch.",
         "",
         "import torch",
         "import triton",

@@ -133,7 +133,7 @@ def walk_start(runs: str, form: Form, walked: Side) -> Lines:
 
 
 def walk_next(runs: str, form: Form, walked: Side) -> Lines:
-    """Goes to the next tile, and where a run ends to the run behind it; behind the last run of all there is an entry."""
+    """Goes to the next tile, and where a run ends to the next run; there is an entry behind the last one."""
     lines = dedent(f"""\
         tile += 1
         ends = tile == stop

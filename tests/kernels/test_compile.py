@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from maskc.check import load
-from maskc.codegen.source import emit
 from maskc.diagnostics import MaskUnsupportedError
-from maskc.runtime import loader
+from maskc.runtime import stages
 
 SPEC = load("mask window(w: int = 9):\n    keep 0 <= q - k < w\n    score -= 0.1 * (q - k)\n")
 ENTRIES = ("forward_kernel", "backward_rows_kernel", "backward_queries_kernel", "backward_keys_kernel")
@@ -28,7 +27,7 @@ WORDS = {
     [("sm_80", "ptx"), ("sm_90", "sass"), ("sm_90", "ttgir"), ("sm_100", "llir"), ("gfx942", "amdgcn")],
 )
 def test_a_kernel_compiles_for_every_target(target: str, stage: str) -> None:
-    text = loader.compile_stage(emit(SPEC), SPEC, target=target, stage=stage, dim=32)
+    text = stages.compile_stage(SPEC, target=target, stage=stage, dim=32)
     assert WORDS[stage] in text
 
 
@@ -37,9 +36,9 @@ def test_a_kernel_compiles_for_every_target(target: str, stage: str) -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 def test_every_kernel_compiles_for_every_target(target: str, entry: str, dtype: str) -> None:
-    stages = ["ttir", "ttgir", "llir", *(["amdgcn"] if target == "gfx942" else ["ptx", "sass"])]
-    for stage in stages:
-        text = loader.compile_stage(emit(SPEC), SPEC, entry=entry, target=target, dtype=dtype, stage=stage)
+    shown = ["ttir", "ttgir", "llir", *(["amdgcn"] if target == "gfx942" else ["ptx", "sass"])]
+    for stage in shown:
+        text = stages.compile_stage(SPEC, entry=entry, target=target, dtype=dtype, stage=stage)
         assert stage == "ttir" or WORDS[stage] in text
 
 
@@ -56,7 +55,7 @@ LOOKUPS = {
 @pytest.mark.parametrize(("target", "stage"), [("sm_90", "ptx"), ("gfx942", "amdgcn")])
 def test_kernels_that_search_rows_compile(target: str, stage: str, body: str) -> None:
     spec = load(f"mask lookups:\n    {body}\n")
-    assert WORDS[stage] in loader.compile_stage(emit(spec), spec, target=target, stage=stage, dim=32)
+    assert WORDS[stage] in stages.compile_stage(spec, target=target, stage=stage, dim=32)
 
 
 @pytest.mark.slow
@@ -64,12 +63,12 @@ def test_kernels_that_search_rows_compile(target: str, stage: str, body: str) ->
 @pytest.mark.parametrize(("target", "stage"), [("sm_90", "sass"), ("gfx942", "amdgcn")])
 def test_a_kernel_with_all_searches_compiles(target: str, stage: str, entry: str) -> None:
     spec = load("mask lookups:\n" + "".join(f"    {body}\n" for body in LOOKUPS.values()))
-    assert WORDS[stage] in loader.compile_stage(emit(spec), spec, entry=entry, target=target, stage=stage, dim=32)
+    assert WORDS[stage] in stages.compile_stage(spec, entry=entry, target=target, stage=stage, dim=32)
 
 
 def test_copies_are_asynchronous_and_the_pipeline_is_deep() -> None:
     """Without the declared alignment of rows a loop has no asynchronous copy at all."""
-    text = loader.compile_stage(emit(SPEC), SPEC, stage="ptx", dim=64)
+    text = stages.compile_stage(SPEC, stage="ptx", dim=64)
     assert "cp.async.cg.shared.global" in text
     assert "wgmma.mma_async" in text
     assert "cp.async.wait_group \t2" in text
@@ -82,24 +81,24 @@ def test_copies_are_asynchronous_and_the_pipeline_is_deep() -> None:
         ({"entry": "kernel"}, "no entry point 'kernel'"),
         ({"stage": "amdgcn"}, "no stage 'amdgcn' for sm_90"),
         ({"target": "gfx942", "stage": "ptx"}, "no stage 'ptx' for gfx942"),
-        ({"dim": 80}, "head dim of q and k is 80"),
+        ({"dim": 257}, "head dim of q and k is 257"),
+        ({"dim_v": 0}, "head dim of v is 0"),
         ({"dtype": "fp64"}, "fp64"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(options: dict[str, object], named: str) -> None:
     with pytest.raises(MaskUnsupportedError, match=named):
-        loader.compile_stage(emit(SPEC), SPEC, **options)  # type: ignore[arg-type]
+        stages.compile_stage(SPEC, **options)  # type: ignore[arg-type]
 
 
 def test_a_process_that_interprets_says_that_it_cannot_compile() -> None:
     program = """
 from maskc.check import load
-from maskc.codegen.source import emit
 from maskc.diagnostics import MaskError
-from maskc.runtime import loader
+from maskc.runtime import stages
 spec = load("mask a:\\n    keep k <= q\\n")
 try:
-    loader.compile_stage(emit(spec), spec)
+    stages.compile_stage(spec)
 except MaskError as error:
     print(error)
 """
