@@ -17,6 +17,7 @@ from maskc import features
 from maskc.check import check, load, path_and_mask, read_source, source_of
 from maskc.codegen.source import emit
 from maskc.commands import options
+from maskc.commands.cache import cache_command
 from maskc.commands.check import check_command
 from maskc.commands.explain import (
     DEFAULT_TARGET,
@@ -157,6 +158,9 @@ def command_line() -> argparse.ArgumentParser:
 
     command = _command(commands, "cache", cache_command, "say where generated files are kept and how large they are")
     command.add_argument("--clear", action="store_true", help="delete them")
+    command.add_argument("--older", type=options.age, metavar="AGE", help="only what is older: 90s, 30m, 12h, 30d")
+    command.add_argument("--list", action="store_true", help="a line per kernel file: hash, size, age, mask")
+    command.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
 
@@ -401,14 +405,6 @@ def _watched(name: str, outcomes: "Iterator[Outcome]") -> "Iterator[Outcome]":
         yield outcome
     if terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def cache_command(chosen: argparse.Namespace) -> int:
-    """Where generated files are kept and how large they are; with --clear, what was deleted."""
-    from maskc.runtime import cache
-
-    print(f"deleted {cache.clear()}" if chosen.clear else cache.usage())
-    return 0
 
 
 def _progress(message: str) -> None:

@@ -30,6 +30,7 @@ Array = NDArray[Any]
 LONGEST = 2**31 - 1  # tokens; positions are 32-bit where a plan lists them
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ENGINES = ("triton", "tiled", "interpret", "dense")
+AGES = {"d": 86400, "h": 3600, "m": 60, "s": 1}  # seconds
 PLANNING_ENGINES = ("auto", "triton", "tiled", "interpret")  # `dense` computes every pair
 
 
@@ -80,6 +81,13 @@ def tile(text: str) -> tuple[int, int]:
         raise ArgumentTypeError(f"expected a number or QUERIESxKEYS, got {text!r}")
     q, _, k = text.partition("x")
     return positive(q), positive(k or q)
+
+
+def age(text: str) -> int:
+    """`90s`, `30m`, `12h` or `30d`: seconds."""
+    if not re.fullmatch("[0-9]{1,9}[smhd]", text):
+        raise ArgumentTypeError(f"expected a number of seconds, minutes, hours or days such as 30d, got {text!r}")
+    return int(text[:-1]) * AGES[text[-1]]
 
 
 def device(text: str) -> str:

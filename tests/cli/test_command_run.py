@@ -1,4 +1,4 @@
-"""`maskc run`, `maskc verify` and `maskc cache`: what is run on this machine."""
+"""`maskc run` and `maskc verify`: what is run on this machine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -161,15 +161,3 @@ def test_cases_hold_the_lengths_and_grids() -> None:
     grids = verify.cases(load("mask m:\n    axes y, x\n    keep q.y == k.y\n"), {})
     assert [tuple(dict(case.given).values()) for case in grids] == [(1, 1), (2, 5), (7, 7), (13, 17), (3, 65)]
     assert len(verify.cases(load("mask m:\n    axes z, y, x\n    keep q.y == k.y\n"), {})) == 5
-
-
-def test_cache_says_where_it_is_and_clears(maskc: Maskc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("MASKC_CACHE_DIR", str(folder))
-    assert maskc("cache") == (0, f"{folder}: 0 kernel files, 0 files, 0.0 MiB in all\n", "")
-    (folder / "kernels").mkdir(parents=True)
-    (folder / "kernels" / "a.py").write_text("a = 1\n")
-    (folder / "mine.txt").write_text("not the cache's\n")
-    assert maskc("cache", "--clear")[1].startswith(f"deleted {folder}: 1 kernel files, ")
-    assert not (folder / "kernels").exists()
-    assert (folder / "mine.txt").exists()
