@@ -29,10 +29,6 @@ _OURS = "MASKC_TRITON_CACHE_DIR"
 """The variable that tells processes started by this one that TRITON_CACHE_DIR was set by maskc, not by the user."""
 
 
-_OURS = "MASKC_TRITON_CACHE_DIR"
-"""The variable that tells processes started by this one that TRITON_CACHE_DIR was set by maskc, not by the user."""
-
-
 @lru_cache(maxsize=1)
 def _triton_cache() -> None:
     """Points Triton's own cache into maskc's, unless the user has said where it is or nothing will be compiled."""
