@@ -138,7 +138,7 @@ def walk_next(runs: str, form: Form, walked: Side) -> Lines:
         tile += 1
         ends = tile == stop
         run += ends.to(tl.int32)
-        tile = tl.load({runs}_start + run, mask=ends, other=tile)
+        tile = tl.where(ends, tl.load({runs}_start + run, mask=ends, other=0), tile)
         stop = tl.load({runs}_stop + run, mask=ends, other=stop)""").split("\n")
     return [*lines, _positions(walked, "")] if form.indexed else lines
 
