@@ -56,7 +56,7 @@ class Attention:
         self.scale = scale
         self.given: dict[str, Scalar] = {name: inputs.number(spec, name, value) for name, value in settled.items()}
         self._refused = {name: features.refusal(spec, name) for name in autograd.ENGINES}
-        self._programs = {name: autograd.number_of(autograd.Program(spec, name, scale)) for name in autograd.ENGINES}
+        self._programs = {name: autograd.number_of(spec, name, scale) for name in autograd.ENGINES}
 
     @overload
     def __call__(
@@ -143,7 +143,8 @@ class Attention:
                 options["q_offset"] = q_offset
             if k_offset is not None:
                 options["k_offset"] = k_offset
-            inputs.check_qkv(q, k, v)
+            if torch.compiler.is_compiling():
+                inputs.check_qkv(q, k, v)  # the operators check it as well, but not while they are traced
             tensors, scalars = inputs.separate(options, q.device)
             out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, key_parts, check)
             outputs = {}  # no engine that refuses reductions has any
@@ -262,8 +263,12 @@ def _under_autocast(q: Tensor, k: Keys, v: Keys) -> tuple[Tensor, Keys, Keys]:
 
 def _joined(k: Keys, v: Keys) -> tuple[Tensor, Tensor, list[int] | None]:
     """k and v as one tensor each, and the lengths of the parts where they were given part by part."""
+    if isinstance(k, Tensor) and isinstance(v, Tensor):
+        return k, v, None
     k, key_parts = joined("k", k)
     v, value_parts = joined("v", v)
+    inputs.check_tensor("k", k)
+    inputs.check_tensor("v", v)
     if key_parts != value_parts:
         lengths = {name: "one tensor" if p is None else str(p) for name, p in (("k", key_parts), ("v", value_parts))}
         raise MaskInputError(

@@ -11,18 +11,18 @@ Second derivatives and forward-mode AD raise: torch would answer the latter with
 
 import importlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from maskc.diagnostics import MaskUnsupportedError
+from maskc.expr import Scalar
 from maskc.runtime import inputs, prologue
-from maskc.runtime.inputs import Call, SizesMemo
+from maskc.runtime.inputs import Call, Given, Program
 from maskc.spec import MaskSpec
 
 ENGINES = {"tiled": "maskc.runtime.tiled", "interpret": "maskc.runtime.interpreter", "triton": "maskc.runtime.launcher"}
@@ -40,32 +40,34 @@ class Engine(Protocol):
         """Gradients of q, k and v for the upstream gradients of any strides; d_lse is None where lse was not used."""
 
 
-@dataclass(frozen=True)
-class Program:
-    """What `compile_attention` settles: everything of a call that is not a tensor or a number."""
+class Recalling(Protocol):
+    """What the module of an engine offers that knows calls again before they are checked."""
 
-    spec: MaskSpec
-    engine: str
-    scale: float | None
-    memo: SizesMemo = field(default_factory=SizesMemo, compare=False, repr=False)
+    def recall_forward(self, given: Given) -> tuple[Tensor, Tensor]:
+        """`Engine.forward`."""
+
+    def recall_backward(
+        self, given: Given, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`Engine.backward`; the gradients are those of the real keys."""
 
 
 _programs: list[Program] = []
-_numbers: dict[Program, int] = {}
+_numbers: dict[tuple[MaskSpec, str, float | None], int] = {}
 
 
-def number_of(program: Program) -> int:
-    """The number under which the operators know a program; equal programs have one number."""
-    if program not in _numbers:
-        _numbers[program] = len(_programs)
-        _programs.append(program)
-    return _numbers[program]
+def number_of(spec: MaskSpec, engine: str, scale: float | None) -> int:
+    """The number under which the operators know a program; equal ones have one number."""
+    key = (spec, engine, scale)
+    if key not in _numbers:
+        _numbers[key] = len(_programs)
+        _programs.append(Program(*key))
+    return _numbers[key]
 
 
-_ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor[] tensors, str[] tensor_names, "
-    "Scalar[] scalars, str[] scalar_names, int program"
-)
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor[] tensors, Scalar[] scalars, str names, int program"
+"""Those of `Given`. One text for all names: lists of texts cost microseconds."""
+
 _library = torch.library.Library("maskc", "DEF")
 _library.define(f"forward({_ARGUMENTS}, bool validate) -> (Tensor, Tensor)")
 _library.define(
@@ -79,74 +81,63 @@ def run(
     k: Tensor,
     v: Tensor,
     tensors: dict[str, Tensor],
-    scalars: dict[str, bool | int | float],
+    scalars: dict[str, Scalar],
     key_parts: Sequence[int] | None,
     validate: bool,
 ) -> tuple[Tensor, Tensor]:
     """One call through the operator: inputs, and offsets given as tensors, among tensors; the other offsets among
     scalars. key_parts: how many keys each part has, where there was one tensor each.
     """
-    parts = {f"k[{place}]": length for place, length in enumerate(key_parts or ())}
-    numbers = scalars | parts
+    if key_parts is not None:
+        scalars = scalars | {f"k[{place}]": length for place, length in enumerate(key_parts)}
     out, lse = torch.ops.maskc.forward.default(
-        q, k, v, list(tensors.values()), list(tensors), list(numbers.values()), list(numbers), program, validate
+        q, k, v, [*tensors.values()], [*scalars.values()], " ".join((*tensors, *scalars)), program, validate
     )
     return out, lse
 
 
-def _call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tensors: Sequence[Tensor],
-    tensor_names: Sequence[str],
-    scalars: Sequence[bool | int | float],
-    scalar_names: Sequence[str],
-    program: int,
-) -> tuple[Call, Engine]:
-    given: dict[str, Any] = dict(zip(tensor_names, tensors, strict=True)) | dict(
-        zip(scalar_names, scalars, strict=True)
-    )
-    entry = _programs[program]
-    offsets = {name: given.pop(name) for name in ("q_offset", "k_offset") if name in given}
-    key_parts = [given.pop(name) for name in [*given] if name.startswith("k[")] or None
-    call = inputs.assemble(
-        entry.spec, q, k, v, given, scale=entry.scale, key_parts=key_parts, memo=entry.memo, **offsets
-    )
-    return call, _engine(ENGINES[entry.engine])
+@cache
+def _engine(name: str) -> Engine:
+    return cast(Engine, importlib.import_module(ENGINES[name]))
 
 
 @cache
-def _engine(module: str) -> Engine:
-    return cast(Engine, importlib.import_module(module))
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """An autocast region of the caller would send an engine's own float32 arithmetic to 16 bits."""
-    entered = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if entered else nullcontext()
+def _recalling(name: str) -> Recalling | None:
+    return cast(Recalling, _engine(name)) if hasattr(_engine(name), "recall_forward") else None
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *arguments, validate = rest
-    call, engine = _call(q, k, v, *arguments)
+    tensors, scalars, names, number, validate = rest
+    given = Given(q, k, v, tensors, scalars, names, _programs[number])
+    recalling = _recalling(given.program.engine)
+    if recalling is not None and not validate:
+        return recalling.recall_forward(given)
+    call = given.call()
     if validate:
         inputs.validate(call)
-    with _without_autocast(q.device):
-        return engine.forward(call)
+    with inputs.without_autocast(q.device):
+        return _engine(given.program.engine).forward(call)
 
 
 def _backward(
     d_out: Tensor | None, d_lse: Tensor | None, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    call, engine = _call(*arguments)
-    with _without_autocast(out.device):
-        d_q, *rest = engine.backward(call, out, lse, torch.zeros_like(out) if d_out is None else d_out, d_lse)
+    *others, number = arguments
+    given = Given(*others, _programs[number])
+    if d_out is None:
+        d_out = torch.zeros_like(out)
+    recalling = _recalling(given.program.engine)
+    if recalling is not None:
+        return recalling.recall_backward(given, out, lse, d_out, d_lse)
+    call = given.call()
+    with inputs.without_autocast(out.device):
+        d_q, *rest = _engine(given.program.engine).backward(call, out, lse, d_out, d_lse)
     d_k, d_v = (prologue.inner(call.spec, call.sizes, x) for x in rest)
     return d_q, d_k, d_v
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    inputs.check_qkv(q, k, v)
     rows = q.shape[:3]
     statistics = torch.float64 if q.dtype is torch.float64 else torch.float32
     return q.new_empty((*rows, v.shape[3])), q.new_empty(rows, dtype=statistics)
@@ -158,13 +149,27 @@ def _fake_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether nobody between autograd and the kernels wants to see the operators: no mode, no kind of tensor."""
+    return not torch._C._len_torch_dispatch_stack() and all(type(x) in (Tensor, Parameter) for x in tensors)
+
+
+def _below_autograd(
+    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], rest: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """Dispatching to the kernel once more would cost 5 us."""
+    forward = _forward if _is_plain(q, k, v, *tensors) else torch.ops.maskc.forward.default
+    with torch._C._AutoDispatchBelowAutograd():
+        out, lse = forward(q, k, v, tensors, *rest)
+    return out, lse
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], rest: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse = torch.ops.maskc.forward.default(q, k, v, tensors, *rest)
+        out, lse = _below_autograd(q, k, v, tensors, rest)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
         ctx.rest = rest[:-1]
         ctx.set_materialize_grads(False)
@@ -172,10 +177,15 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, *tensors = ctx.saved_tensors
         if d_out is None and d_lse is None:
             return (None,) * 5
-        gradients = torch.ops.maskc.backward.default(d_out, d_lse, out, lse, q, k, v, tensors, *ctx.rest)
+        q, k, v, out, lse, *tensors = saved = ctx.saved_tensors
+        seen = [x for x in (d_out, d_lse, *saved) if x is not None]
+        _refuse_tangents(*seen)
+        # Where nobody asks for second derivatives, and nobody looks, the way through the dispatcher is left out.
+        plain = not torch.is_grad_enabled() and _is_plain(*seen)
+        backward = _backward if plain else torch.ops.maskc.backward.default
+        gradients = backward(d_out, d_lse, out, lse, q, k, v, tensors, *ctx.rest)
         wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, None, None)
 
@@ -205,8 +215,7 @@ def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *r
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _Forward.apply(q, k, v, tensors, rest)  # type: ignore[no-untyped-call]
     else:
-        with torch._C._AutoDispatchBelowAutograd():
-            out, lse = torch.ops.maskc.forward.default(q, k, v, tensors, *rest)
+        out, lse = _below_autograd(q, k, v, tensors, rest)
     return out, lse
 
 

@@ -8,8 +8,10 @@ wait for the device.
 import numbers
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ class Call:
     one dtype and device; the parts of the keys are joined, and the virtual keys of a border are there. inputs: every
     table by name, those that are made among them, as many dims as the spec declares; integers are int64, floats keep
     their dtype, sums and tables of the spec are float64. `q_offset` and `k_offset` are among the inputs, int64 [batch],
-    where they were given as tensors. scale: factor on the dot product of query and key.
+    contiguous, where they were given as tensors. scale: factor on the dot product of query and key.
     """
 
     spec: MaskSpec
@@ -72,6 +74,56 @@ class SizesMemo:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What `compile_attention` settles: everything of a call that is not a tensor or a number."""
+
+    spec: MaskSpec
+    engine: str
+    scale: float | None
+    memo: SizesMemo = field(default_factory=SizesMemo, repr=False)
+
+
+class Given(NamedTuple):
+    """A call as the operators take it, nothing checked yet.
+
+    tensors: inputs, and offsets given as tensors. scalars: parameters, axis sizes, the other offsets, and the lengths
+    `k[0]`, `k[1]`, ... of parts of the keys. names: those of the tensors, then of the scalars, with blanks between.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tensors: Sequence[Tensor]
+    scalars: Sequence[Scalar]
+    names: str
+    program: Program
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """The names of `tensors`."""
+        return self.names.split(" ")[: len(self.tensors)]
+
+    def call(self) -> Call:
+        """The call, checked."""
+        values: list[Any] = [*self.tensors, *self.scalars]
+        given = dict(zip(self.names.split(" "), values, strict=True)) if values else {}
+        offsets = {name: given.pop(name, None) for name in ("q_offset", "k_offset")}
+        key_parts = [given.pop(name) for name in [*given] if name.startswith("k[")] or None
+        program = self.program
+        return prepare(
+            program.spec,
+            self.q,
+            self.k,
+            self.v,
+            given,
+            scale=program.scale,
+            key_parts=key_parts,
+            memo=program.memo,
+            **offsets,
+        )
+
+
 def prepare(
     spec: MaskSpec,
     q: Tensor,
@@ -83,28 +135,12 @@ def prepare(
     q_offset: Offset = None,
     k_offset: Offset = None,
     key_parts: Sequence[int] | None = None,
-) -> Call:
-    """Checks everything that needs no data. given: inputs, axis sizes and parameters by name; an offset of None was not
-    given. key_parts: how many keys each part has, where k and v were given part by part.
-    """
-    check_qkv(q, k, v)
-    return assemble(spec, q, k, v, given, scale=scale, q_offset=q_offset, k_offset=k_offset, key_parts=key_parts)
-
-
-def assemble(
-    spec: MaskSpec,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    given: Mapping[str, object],
-    *,
-    scale: float | None,
-    q_offset: Offset = None,
-    k_offset: Offset = None,
-    key_parts: Sequence[int] | None = None,
     memo: SizesMemo | None = None,
 ) -> Call:
-    """`prepare` for q, k and v that are checked."""
+    """Checks everything that needs no data. given: inputs, axis sizes and parameters by name; an offset of None was not
+    given. key_parts: how many keys each part has, where k and v were given part by part. memo: where sizes are kept.
+    """
+    check_qkv(q, k, v)
     tensors, scalars = split(spec, given)
     declared = {i.name: _checked_input(i, tensors[i.name], q.device) for i in spec.given}
     shapes = {name: tuple(t.shape) for name, t in declared.items()}
@@ -150,8 +186,7 @@ def default_scale(q: Tensor) -> float:
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Shapes, dtypes and devices of q, k and v against each other."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise MaskInputError(f"{name} is a {type(x).__name__}; expected a tensor (batch, head, seq, dim)")
+        check_tensor(name, x)
         if x.dim() != 4:
             raise MaskInputError(f"{name} has {x.dim()} dims, {_shape(x)}; expected 4: (batch, head, seq, dim)")
     if q.dtype not in _FLOATS:
@@ -175,6 +210,12 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
         raise MaskInputError(f"q has {heads} heads and k has {kv_heads}; expected a multiple of k's heads")
+
+
+def check_tensor(name: str, x: object) -> None:
+    """Refuses everything but tensors by name."""
+    if not isinstance(x, Tensor):
+        raise MaskInputError(f"{name} is a {type(x).__name__}; expected a tensor (batch, head, seq, dim)")
 
 
 def split(spec: MaskSpec, given: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
@@ -238,6 +279,12 @@ def separate(given: Mapping[str, object], device: torch.device) -> tuple[dict[st
     return tensors, scalars
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """An autocast region of the caller would send an engine's own float32 arithmetic to 16 bits."""
+    entered = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if entered else nullcontext()
+
+
 def validate(call: Call) -> None:
     """Checks the promises `of`, `sorted` and `packed`, which plans rely on; names the first entry that breaks one.
     Reads the data.
@@ -271,7 +318,7 @@ def _checked_offset(name: str, offset: Tensor, q: Tensor) -> Tensor:
         )
     if offset.device != q.device:
         raise MaskInputError(f"{name} is on {offset.device}; expected {q.device}, where q is")
-    return offset.to(torch.int64)
+    return offset.to(torch.int64).contiguous()
 
 
 def _scalar_offset(name: str, offset: Offset) -> int | None:
