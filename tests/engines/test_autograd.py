@@ -4,6 +4,7 @@ import engine_cases as cases
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import maskc
@@ -94,7 +95,7 @@ def test_a_wrong_shape_is_refused_while_tracing():
 def test_operators_pass_torch_own_checks():
     attention = maskc.compile_attention(TEXT, window=4)
     q, k, v = leaves(9)
-    arguments = (q, k, v, [], [], [4], ["window"], attention._programs["tiled"], True)
+    arguments = (q, k, v, [], [4], "window", attention._programs["tiled"], True)
     torch.library.opcheck(torch.ops.maskc.forward.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -119,6 +120,40 @@ def test_forward_mode_is_refused(argument):
         with pytest.raises(MaskUnsupportedError, match="forward-mode"):
             attention(*tensors)
         assert forward_ad.unpack_dual(reference(*tensors)).tangent is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_forward_mode_through_the_backward_is_refused():
+    attention, _ = both()
+    tensors = leaves(20)
+    out = attention(*tensors)
+    with forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(MaskUnsupportedError, match="forward-mode"):
+            torch.autograd.grad(out, tensors, upstream)
+
+
+class Seen(TorchDispatchMode):
+    """Notes the operators of maskc that come by."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "maskc":
+            self.names.append(op._opname)
+        return op(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_operators():
+    """Selective checkpointing and tracing go by what a dispatch mode sees."""
+    attention, _ = both()
+    tensors = leaves(20)
+    with Seen() as seen:
+        attention(*tensors).sum().backward()
+        attention(*(x.detach() for x in tensors))
+    assert seen.names == ["forward", "backward", "forward"]
 
 
 def test_function_transforms_are_refused():
