@@ -86,7 +86,7 @@ def delete(held: Sequence[Entry]) -> None:
 def cache_command(chosen: Namespace) -> int:
     """Where generated files are kept and what there is; with --clear, what was deleted."""
     now = time.time()
-    held = [entry for entry in entries() if now - entry.written >= (chosen.older or 0)]
+    held = [entry for entry in entries() if chosen.older is None or now - entry.written >= chosen.older]
     if chosen.clear:  # what is not finished yet may be so in a moment
         held = [entry for entry in held if not entry.unfinished or now - entry.written > HOUR]
     files = [(e, e.mask()) for e in held if chosen.list and e.kind == "kernels" and not e.unfinished]
@@ -121,8 +121,9 @@ def _counted(held: Sequence[Entry], words: tuple[str, str]) -> str:
 
 def _object(held: Sequence[Entry], files: Sequence[tuple[Entry, str | None]] | None, deleted: bool) -> dict[str, Any]:
     """What --json prints; `files` only where they are listed."""
-    groups = {kind: [e for e in held if e.kind == kind and not e.unfinished] for kind in _NAMES}
-    groups |= {"unfinished": [e for e in held if e.unfinished]}
+    groups: dict[str, list[Entry]] = {kind: [] for kind in (*_NAMES, "unfinished")}
+    for entry in held:
+        groups["unfinished" if entry.unfinished else entry.kind].append(entry)
     found: dict[str, Any] = {"location": str(cache.location()), "deleted": deleted}
     found |= {name: {"count": len(group), "bytes": sum(e.bytes for e in group)} for name, group in groups.items()}
     found |= {"oldest": _date(held[0]) if held else None, "newest": _date(held[-1]) if held else None}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from maskc.check import load
 from maskc.codegen.source import emit
-from maskc.commands.cache import age, size
+from maskc.commands.cache import age, delete, entries, size
 from maskc.runtime import cache
 
 Maskc = Callable[..., tuple[int, str, str]]
@@ -107,6 +108,14 @@ def test_clear_of_what_is_older(maskc: Maskc, folder: Path) -> None:
     assert [Path(name).parent.name for name in names(folder)] == ["kernels", ""]
 
 
+def test_files_of_a_clock_that_is_ahead(maskc: Maskc, folder: Path) -> None:
+    (kernel,) = (folder / "kernels").iterdir()
+    old(kernel, -DAY)
+    assert "  written 0s to 40d ago\n" in maskc("cache")[1]
+    assert "  0 kernel files, 0 B\n" in maskc("cache", "--clear", "--older", "0s")[1]
+    assert "  1 kernel file, " in maskc("cache", "--clear")[1]
+
+
 @pytest.mark.parametrize("given", ["30", "d", "-1d", "1.5h", "1y", ""])
 def test_ages_that_are_none(maskc: Maskc, given: str) -> None:
     status, _, error = maskc("cache", "--clear", f"--older={given}")
@@ -131,6 +140,30 @@ def test_a_folder_under_a_kernel_s_name_is_deleted(maskc: Maskc, folder: Path) -
     (folder / "kernels" / ("1" * 40 + ".py") / "x").mkdir(parents=True)
     assert maskc("cache", "--clear")[0] == 0
     assert list((folder / "kernels").iterdir()) == []
+
+
+def test_what_others_delete_meanwhile_is_not_missed(
+    maskc: Maskc, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between listing a folder, looking at its files and deleting them, another process may have been quicker."""
+    real = Path.iterdir
+    gone = (".new-gone", "0" * 40 + ".py", "GONE" * 13)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter([*real(self), *(self / name for name in gone)]))
+    assert "  1 kernel file, " in maskc("cache")[1]
+    monkeypatch.setattr(Path, "iterdir", real)
+    held = entries()
+    delete(held)
+    delete(held)
+    assert names(folder) == ["mine.txt"]
+
+
+def test_entries_of_triton_s_vanish_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton in another process takes an entry of which a part is left for a whole one, and breaks."""
+    left: list[list[str]] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: left.append(os.listdir(folder / "triton")))
+    delete([entry for entry in entries() if entry.kind == "triton"])
+    ((name,),) = left
+    assert name.startswith(".old-")
 
 
 def test_folders_of_others_are_not_touched(maskc: Maskc, folder: Path) -> None:
