@@ -95,6 +95,10 @@ class Runs(NamedTuple):
     start: Tensor
     stop: Tensor
 
+    def packed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(first, tiles, runs) as kernels load them: start in the low half of an int64, stop in the high one."""
+        return self.first, self.tiles, torch.stack((self.start, self.stop), 1).view(torch.int64).squeeze(1)
+
 
 @dataclass(frozen=True, eq=False)
 class WalkTables:
@@ -115,7 +119,8 @@ class WalkTables:
     @cached_property
     def walk(self) -> tuple[Any, ...]:
         """What the functions of a kernel file take for a walk: the fields, as a plain tuple of plain tuples."""
-        return tuple(self.full), tuple(self.partial), self.owned, self.walked, self.maps, self.tiles, self.splits
+        full, partial = (runs.packed() for runs in (self.full, self.partial))
+        return full, partial, self.owned, self.walked, self.maps, self.tiles, self.splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +154,11 @@ def build(call: Call, tile: tuple[int, int], splits: int = 1) -> Tables:
     if device.type != "cpu" and reads_data(call.spec, call.sizes):
         return _on_device(call, tile, splits)
     return _of_host(plan_of(call, tile), device, splits)
+
+
+def of_plan(plan: BlockPlan, device: torch.device, splits: int = 1) -> Tables:
+    """The tables of any plan, made anew."""
+    return _of_host(HostPlan(plan, {}, Masks(keeps=False)), device, splits)
 
 
 def _of_host(host: HostPlan, device: torch.device, splits: int) -> Tables:

@@ -214,7 +214,9 @@ def _part_map(plan: BlockPlan, part: Part, shape: tuple[int, ...]) -> NDArray[np
     classes = np.zeros(shape, np.uint8)
     if part.by_query.owned is None:
         for truth, runs in part.by_query.kinds:
-            classes[marked(runs, shape[2])] = truth
+            found = marked(runs, shape[2])
+            splits = found.shape[1] // max(1, shape[1])
+            classes[found.reshape(*shape[:2], splits, shape[2]).any(axis=2)] = truth
         return classes
     full = np.zeros(shape, np.int64)
     for truth, maps, q, k in _tiles(plan, part, Side.Q):

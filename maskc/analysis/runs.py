@@ -145,9 +145,13 @@ def _all(pieces: list[Int32]) -> Int32:
 
 def marked(runs: TileRuns, columns: int) -> NDArray[np.bool_]:
     """The tiles in runs: bool [maps, rows, columns]."""
-    found = np.zeros((*runs.first.shape, columns), np.bool_)
-    found[listed(runs)] = True
-    return found
+    maps, rows = runs.first.shape
+    row = np.repeat(np.arange(maps * rows), np.diff(np.append(runs.first.reshape(-1), runs.start.size - 1)))
+    live = np.flatnonzero(runs.stop > runs.start)
+    change = np.zeros((maps * rows, columns + 1), np.int8)
+    change[row[live], runs.start[live]] += 1
+    change[row[live], runs.stop[live]] -= 1
+    return np.cumsum(change[:, :-1], axis=1, dtype=np.int8).reshape(maps, rows, columns) > 0
 
 
 def listed(runs: TileRuns) -> tuple[Int64, Int64, Int64]:

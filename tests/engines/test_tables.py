@@ -7,9 +7,11 @@ import engine_cases as cases
 import numpy as np
 import pytest
 import torch
+from kernels import plans
 
 import maskc
 from maskc.analysis import plan as planning
+from maskc.check import load
 from maskc.runtime import helper, tables
 from maskc.runtime.tables import Masks
 
@@ -104,6 +106,33 @@ def test_cut_tables_are_kept_beside_the_uncut_ones():
     assert (classes(cut, call) == classes(whole, call)).all()
     live = sum(runs.tiles.reshape(-1, 3) for runs in (cut.parts[0].by_query.full, cut.parts[0].by_query.partial))
     assert (live.amax(1) - live.amin(1)).max() == 1, "no share has two tiles more than another"
+
+
+def test_tables_of_indexed_plans_and_several_parts():
+    call = cases.call_of("window", q_len=150, k_len=170)
+    by = load("mask even:\n    keep k % 2 == 0\n").predicate
+    lays = (plans.packed(), plans.contiguous())
+    plan = plans.divided_plan(call.spec, call.sizes, TILE, None, by, lays)
+    whole, cut = (tables.of_plan(plan, torch.device("cpu"), splits) for splits in (1, 4))
+    for part, uploaded, shared in zip(plan.parts, whole.parts, cut.parts, strict=True):
+        assert (uploaded.predicate, uploaded.open_clauses) == (part.predicate, part.open_clauses)
+        for walk, found in ((part.by_query, uploaded.by_query), (part.by_key, uploaded.by_key)):
+            assert (found.owned is None) == (found.walked is None) == (walk.owned is None)
+            for array, tensor in ((walk.owned, found.owned), (walk.walked, found.walked)):
+                assert array is None or (torch.from_numpy(array) == tensor).all()
+            assert (torch.from_numpy(walk.full.tiles) == found.full.tiles).all()
+        assert (uploaded.by_query.tiles, uploaded.by_key.tiles) == (5, 11)
+        assert (shared.by_query.tiles, shared.by_query.splits) == (5, 4)
+        for x, y in ((uploaded.by_query.owned, shared.by_query.owned), (uploaded.by_key.walked, shared.by_key.walked)):
+            assert x is y is None or (x == y).all()
+        for ours, theirs in (
+            (shared.by_query.full, uploaded.by_query.full),
+            (shared.by_query.partial, uploaded.by_query.partial),
+        ):
+            assert (ours.tiles.reshape(1, 5, 4).sum(2) == theirs.tiles).all()
+    assert {x.dtype for x in (*tensors(whole), *tensors(cut))} == {torch.int32}
+    assert whole.parts[0].by_query.walked is not None
+    assert whole.parts[1].by_query.walked is None
 
 
 def test_a_walk_is_a_plain_tuple_that_travels():

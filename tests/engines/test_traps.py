@@ -5,11 +5,14 @@ from dataclasses import replace
 import engine_cases as cases
 import pytest
 import torch
+from kernels import plans
 
 import maskc
 from maskc.analysis import plan as planning
 from maskc.analysis.runs import TileRuns, Walk
-from maskc.runtime import tables, tolerance
+from maskc.check import load
+from maskc.diagnostics import MaskUnsupportedError
+from maskc.runtime import tables, tiled, tolerance
 
 
 @pytest.fixture(params=["tiled", "dense"])
@@ -192,6 +195,37 @@ def test_full_and_partial_tiles_give_the_same(name, monkeypatch):
     careful = cases.run_tiled(fresh, d_out, d_lse)
     for quantity in usual:
         torch.testing.assert_close(usual[quantity], careful[quantity], atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "by"),
+    [
+        *((name, (400, 400), "(q // 64 + k // 64) % 3 < 2 and k % 5 > 0") for name in ("window", "sink", "documents")),
+        ("alibi", (400, 400), "k % 2 == 0"),
+        # Neighbouring rows of the first part, worth joining; the second part has what is dead between them.
+        ("columns", (300, 1200), "k // 64 < 14 + q // 64 % 2"),
+    ],
+)
+def test_parts_of_a_plan_are_merged(name, lengths, by, monkeypatch):
+    call = cases.call_of(name, batch=2, q_len=lengths[0], k_len=lengths[1])
+    by = load(f"mask some:\n    keep {by}\n").predicate
+
+    def in_two_parts(spec, sizes, tile, inputs=None):
+        return plans.divided_plan(spec, sizes, tile, inputs, by, (plans.contiguous(), plans.contiguous()))
+
+    monkeypatch.setattr(tables.planning, "build", in_two_parts)
+    cases.assert_tiled_is_right(call)
+
+
+def test_indexed_plans_are_refused_by_the_tiled_engine(monkeypatch):
+    call = cases.call_of("window", q_len=100)
+
+    def packed(spec, sizes, tile, inputs=None):
+        return plans.plan(spec, sizes, tile, inputs, plans.packed())
+
+    monkeypatch.setattr(tables.planning, "build", packed)
+    with pytest.raises(MaskUnsupportedError, match="slots are positions"):
+        tiled.forward(call)
 
 
 def _joined(full, partial):
