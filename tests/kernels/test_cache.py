@@ -150,46 +150,39 @@ def made(kind: str) -> Path:
     return cache.publish(TEXT, "3.7.1").parent if kind == "kernels" else cache.triton_folder()
 
 
-Insecure = Callable[[Path, pytest.MonkeyPatch], None]
+def foreign(path: Path) -> None:
+    """Gives a file or a link to another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may give files away")
+    os.chown(path, 12345, 12345, follow_symlinks=False)
 
 
-def foreign(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives a file or a link to another user; where only root could, this process becomes another user."""
-    if os.geteuid() == 0:
-        os.chown(path, 12345, 12345, follow_symlinks=False)
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-
-
-def writable_by_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def writable_by_all(path: Path) -> None:
     path.chmod(0o777)
 
 
-def writable_by_the_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def writable_by_the_group(path: Path) -> None:
     path.chmod(0o770)
 
 
-def a_foreign_link(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_foreign_link(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
     path.symlink_to(path.with_name("elsewhere"))
-    foreign(path, monkeypatch)
+    foreign(path)
 
 
 @pytest.mark.parametrize("insecure", [foreign, writable_by_all, writable_by_the_group, a_foreign_link])
 @pytest.mark.parametrize("level", ["location", "folder"])
 @pytest.mark.parametrize("kind", ["kernels", "triton"])
-def test_folders_of_others_are_not_used(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, level: str, insecure: Insecure
-) -> None:
+def test_folders_of_others_are_not_used(folder: Path, kind: str, level: str, insecure: Callable[[Path], None]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert made(kind) == folder / kind
-    insecure(folder if level == "location" else folder / kind, monkeypatch)
-    if os.geteuid() == 0:  # elsewhere the temporary folder would be another user's as well
-        with pytest.warns(RuntimeWarning, match=r"other users can write to it|belongs to another user"):
-            used = made(kind)
-        assert folder not in used.parents
-        assert mode(used) == 0o700
+    insecure(folder if level == "location" else folder / kind)
+    with pytest.warns(RuntimeWarning, match=r"other users can write to it|belongs to another user"):
+        used = made(kind)
+    assert folder not in used.parents
+    assert mode(used) == 0o700
 
 
 def test_a_link_of_one_s_own_is_followed(folder: Path, tmp_path: Path) -> None:
