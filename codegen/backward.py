@@ -63,8 +63,7 @@ QUERIES = '''
 @triton.jit(do_not_specialize=<<plain>>)
 def backward_queries_kernel(
     q, k, v, d_out, delta, bound, d_q,
-    full_first, full_tiles, full_start, full_stop,
-    partial_first, partial_tiles, partial_start, partial_stop,
+    full_first, full_tiles, full_runs, partial_first, partial_tiles, partial_runs,
     <<indexed>>q_positions, k_positions, positions_stride: tl.int64,
     map_batch_stride: tl.int32, map_head_stride: tl.int32, q_tiles: tl.int32,
     q_batch_stride: tl.int64, q_head_stride: tl.int64, q_row_stride: tl.int64, q_dim_stride: tl.int64,
@@ -183,8 +182,7 @@ KEYS = '''
 @triton.jit(do_not_specialize=<<plain>>)
 def backward_keys_kernel(
     q, k, v, d_out, delta, bound, d_k, d_v,
-    full_first, full_tiles, full_start, full_stop,
-    partial_first, partial_tiles, partial_start, partial_stop,
+    full_first, full_tiles, full_runs, partial_first, partial_tiles, partial_runs,
     <<indexed>>q_positions, k_positions, positions_stride: tl.int64,
     map_batch_stride: tl.int32, map_head_stride: tl.int32, k_tiles: tl.int32,
     q_batch_stride: tl.int64, q_head_stride: tl.int64, q_row_stride: tl.int64, q_dim_stride: tl.int64,

@@ -27,8 +27,7 @@ TEMPLATE = '''
 @triton.jit(do_not_specialize=<<plain>>)
 def forward_kernel(
     q, k, v, out, lse,
-    full_first, full_tiles, full_start, full_stop,
-    partial_first, partial_tiles, partial_start, partial_stop,
+    full_first, full_tiles, full_runs, partial_first, partial_tiles, partial_runs,
     <<indexed>>q_positions, k_positions, positions_stride: tl.int64,
     map_batch_stride: tl.int32, map_head_stride: tl.int32, q_tiles: tl.int32, splits: tl.int32,
     q_batch_stride: tl.int64, q_head_stride: tl.int64, q_row_stride: tl.int64, q_dim_stride: tl.int64,

@@ -43,8 +43,8 @@ from maskc.spec import MaskSpec
 class Argument:
     """One argument of a kernel.
 
-    type: `*T` (a tensor of the dtype of q), `*fp32`, `*i32`, `*i64`, `input:NAME` (a tensor of the spec), `i32`, `i64`,
-    `fp32`, `fp64` or `constexpr`.
+    type: `*T` (a tensor of the dtype of q), `*fp32`, `*i32`, `*i64`, `input:NAME` (a tensor of the spec), `offsets`
+    (`*i64`, or None where all batch rows begin at one position), `i32`, `i64`, `fp32`, `fp64` or `constexpr`.
     """
 
     name: str
@@ -157,7 +157,7 @@ class MaskArguments:
             found.append(Argument(self.symbols.parameters[p], _PARAMETER_TYPES[type_]))
         found += [Argument(axis, "i64") for axis in self.symbols.axes.values()]
         for offset in self.offsets:
-            found += [Argument(offset, "i64"), Argument(f"{offset}s", "*i64")]
+            found += [Argument(offset, "i64"), Argument(f"{offset}s", "offsets")]
         return tuple(found)
 
     @cached_property
@@ -165,11 +165,7 @@ class MaskArguments:
         """The declarations, one line for each thing that the mask reads."""
         groups: list[list[str]] = []
         for argument in self.declared:
-            text = (
-                argument.name
-                if argument.type[0] in "*i" and argument.type not in _TYPED
-                else (f"{argument.name}: {_TYPED[argument.type]}")
-            )
+            text = argument.name if argument.type not in _TYPED else (f"{argument.name}: {_TYPED[argument.type]}")
             starts = "_stride_" not in argument.name and "_size_" not in argument.name
             starts = starts and not argument.name.endswith("_offsets")
             if starts or not groups:
@@ -259,6 +255,8 @@ _ARGUMENT_TYPES = {"tl.int32": "i32", "tl.int64": "i64", "tl.float32": "fp32", "
 
 
 def _pointer(argument: str) -> str:
+    if argument.endswith("_runs"):
+        return "*i64"
     if argument.startswith(("full_", "partial_")) or argument.endswith("_positions"):
         return "*i32"
     return "*fp32" if argument in ("lse", "d_lse", "delta", "bound", "outs", "lses") else "*T"
@@ -340,11 +338,11 @@ def forward(q, k, v, walk, arguments, scale, config):
 
     q: [batch, heads, q_len, D_qk]; k: [batch, kv_heads, k_len, D_qk]; v: [batch, kv_heads, k_len, D_v]; any strides.
     walk: (full, partial, owned, walked, maps, tiles, splits): which key tiles every query tile walks. full, partial:
-    runs of tiles as int32 tensors (first, tiles, start, stop): a row's runs begin at `first` in start and stop and hold
-    `tiles` tiles together; first and tiles are [maps, query tiles * splits]; behind the last run of all stands one more
-    entry, 0. owned, walked: <<slots>>. maps: (batch rows, heads) that have
-    runs of their own, 1 where all share them. tiles: how many tiles the queries have. splits: into how many shares the
-    key tiles of each are dealt; more than one are computed apart and merged.
+    (first, tiles, runs): a row's runs begin at `first` in runs and hold `tiles` tiles together, both int32 [maps, query
+    tiles * splits]; a run is an int64 with its first tile in the low 32 bits and the tile behind its last in the high
+    ones; behind the last run of all stands one more entry, 0. owned, walked: <<slots>>.
+    maps: (batch rows, heads) that have runs of their own, 1 where all share them. tiles: how many tiles the queries
+    have. splits: into how many shares the key tiles of each are dealt; more than one are computed apart and merged.
     arguments: <<listed>>, by name.
     config: BLOCK_Q and BLOCK_K (the plan's tile), num_warps, num_stages; WIDTHS: the blocks (main, tail) of the columns
     of D_qk and of D_v; ALIGN: elements in 16 bytes if all rows of q, k and v begin at multiples of 16 bytes and have

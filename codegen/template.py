@@ -127,8 +127,8 @@ def walk_start(runs: str, form: Form, walked: Side) -> Lines:
     lines = dedent(f"""\
         tiles = tl.load({runs}_tiles + map_row)
         run = tl.load({runs}_first + map_row)
-        tile = tl.load({runs}_start + run)
-        stop = tl.load({runs}_stop + run)""").split("\n")
+        bounds = tl.load({runs}_runs + run)
+        tile, stop = bounds.to(tl.int32), (bounds >> 32).to(tl.int32)""").split("\n")
     return [*lines, _positions(walked, ", mask=tiles > 0, other=-1")] if form.indexed else lines
 
 
@@ -138,8 +138,9 @@ def walk_next(runs: str, form: Form, walked: Side) -> Lines:
         tile += 1
         ends = tile == stop
         run += ends.to(tl.int32)
-        tile = tl.where(ends, tl.load({runs}_start + run, mask=ends, other=0), tile)
-        stop = tl.load({runs}_stop + run, mask=ends, other=stop)""").split("\n")
+        bounds = tl.load({runs}_runs + run, mask=ends, other=0)
+        tile = tl.where(ends, bounds.to(tl.int32), tile)
+        stop = tl.where(ends, (bounds >> 32).to(tl.int32), stop)""").split("\n")
     return [*lines, _positions(walked, "")] if form.indexed else lines
 
 

@@ -88,7 +88,7 @@ def _type(argument: Argument, spec: MaskSpec, variant: Variant) -> str:
     """The type of an argument in Triton's words."""
     if argument.type == "*T":
         return "*fp32" if variant.parts and argument.name in _RESULTS else f"*{variant.dtype}"
-    if argument.type == "*i64":
+    if argument.type == "offsets":
         return "*i64" if variant.offsets_per_row else "constexpr"
     if argument.type.startswith("input:"):
         return _INPUT_TYPES[spec.input(argument.type.removeprefix("input:")).type]
