@@ -310,7 +310,8 @@ def _tokens(length: int, tile: int) -> Int64:
 
 def _splits(own: Int64, walk: Walk) -> int:
     """How many rows of runs there are for every tile of the owned side."""
-    return walk.full.first.shape[1] // max(1, own.shape[1])
+    found: int = walk.full.first.shape[1] // max(1, own.shape[1])
+    return found
 
 
 def _kept(
