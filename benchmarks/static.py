@@ -21,6 +21,7 @@ from maskc.check import load
 from maskc.codegen.schedule import Configuration, configuration, target_named
 from maskc.codegen.source import KernelSource, emit
 from maskc.codegen.template import walk_next, walk_start
+from maskc.codegen.variants import plainest
 from maskc.expr import Side
 from maskc.runtime import stages
 from maskc.spec import MaskSpec
@@ -61,7 +62,8 @@ class Figures:
 def figures(source: KernelSource, spec: MaskSpec, entry: str, dim: int, dtype: str, chosen: Configuration) -> Figures:
     """Compiles an entry point for sm_90 as the launcher would and reads its machine code."""
     target = target_named("sm_90")
-    compiled = stages.compile_kernel(source, spec, entry, target, stages.Variant((dim, dim), dtype, chosen))
+    variant = plainest(spec, source.form, (dim, dim), dtype)
+    compiled = stages.compile_kernel(source, spec, entry, target, variant, chosen)
     usage = re.search(r"REG:(\d+) STACK:(\d+)", stages.resources(compiled))
     assert usage is not None, "cuobjdump reports registers and stack"
     lines = [line for line in stages.disassembled(compiled).split("\n") if line.strip()]

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskc.codegen.columns import columns
-from maskc.codegen.form import Form
 from maskc.codegen.schedule import Configuration, Pass, Target, check, configuration, target_named
 from maskc.codegen.source import Argument, KernelSource, emit
+from maskc.codegen.variants import Variant, named_form, plainest
 from maskc.diagnostics import MaskError, MaskUnsupportedError
 from maskc.expr import Type
 from maskc.runtime import loader
@@ -31,23 +31,6 @@ PASSES: Mapping[str, Pass] = {
 
 
 @dataclass(frozen=True)
-class Variant:
-    """The compile-time choices of one kernel: head dims, dtype, configuration, alignment, width of indices.
-
-    parts: whether it computes one of several parts, whose results are float32.
-    """
-
-    dims: tuple[int, int]
-    dtype: str
-    configuration: Configuration
-    aligned: bool = True
-    wide: bool = False
-    offsets_per_row: bool = False
-    tf32: bool = False
-    parts: bool = False
-
-
-@dataclass(frozen=True)
 class Compiled:
     """One compiled kernel: the text or bytes of each stage, and bytes of shared memory."""
 
@@ -55,8 +38,12 @@ class Compiled:
     shared: int
 
 
-def compile_kernel(source: KernelSource, spec: MaskSpec, entry: str, target: Target, variant: Variant) -> Compiled:
-    """Compiles an entry point for a target, through Triton's compiler and the assembler that it ships."""
+def compile_kernel(
+    source: KernelSource, spec: MaskSpec, entry: str, target: Target, variant: Variant, chosen: Configuration
+) -> Compiled:
+    """Compiles a variant of an entry point in a configuration for a target, through Triton's compiler and the assembler
+    that it ships. source: that of the variant's form, or one with the same arguments.
+    """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise MaskError("kernels cannot be compiled while TRITON_INTERPRET=1 is set: Triton then interprets them")
     check(variant.dims, variant.dtype)
@@ -68,10 +55,9 @@ def compile_kernel(source: KernelSource, spec: MaskSpec, entry: str, target: Tar
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     for argument in source.kernel(entry).arguments:
-        signature[argument.name] = _type(argument, spec, variant)
+        signature[argument.name] = _type(argument, spec, variant, entry)
         if signature[argument.name] == "constexpr":
-            constants[argument.name] = _constant(argument.name, variant)
-    chosen = variant.configuration
+            constants[argument.name] = _constant(argument.name, variant, chosen)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
     if source.double:
         options["enable_fp_fusion"] = False
@@ -84,26 +70,35 @@ def compile_kernel(source: KernelSource, spec: MaskSpec, entry: str, target: Tar
     return Compiled(compiled.asm, compiled.metadata.shared)
 
 
-def _type(argument: Argument, spec: MaskSpec, variant: Variant) -> str:
-    """The type of an argument in Triton's words."""
+def _type(argument: Argument, spec: MaskSpec, variant: Variant, entry: str) -> str:
+    """The type of an argument of an entry point in Triton's words."""
     if argument.type == "*T":
-        return "*fp32" if variant.parts and argument.name in _RESULTS else f"*{variant.dtype}"
+        return "*fp32" if variant.parts and (entry, argument.name) in _RESULTS else f"*{variant.dtype}"
     if argument.type == "offsets":
-        return "*i64" if variant.offsets_per_row else "constexpr"
+        return "*i64" if argument.name.removesuffix("s") in variant.offsets else "constexpr"
+    if argument.name == "d_lse" and not variant.d_lse:
+        return "constexpr"
     if argument.type.startswith("input:"):
-        return _INPUT_TYPES[spec.input(argument.type.removeprefix("input:")).type]
+        name = argument.type.removeprefix("input:")
+        return f"*{dict(variant.inputs).get(name) or _INPUT_TYPES[spec.input(name).type]}"
     return argument.type
 
 
-_RESULTS = ("out", "d_q", "d_k", "d_v")
-_INPUT_TYPES = {Type.BOOL: "*i1", Type.INT: "*i64", Type.FLOAT: "*fp32"}
+_RESULTS = {
+    ("forward_kernel", "out"),
+    ("backward_queries_kernel", "d_q"),
+    ("backward_keys_kernel", "d_k"),
+    ("backward_keys_kernel", "d_v"),
+}
+"""What is float32 where it is one of several parts."""
+
+_INPUT_TYPES = {Type.BOOL: "i1", Type.INT: "i64"}
 
 
-def _constant(name: str, variant: Variant) -> Any:
+def _constant(name: str, variant: Variant, chosen: Configuration) -> Any:
     import triton
     import triton.language as tl
 
-    element = 4 if variant.dtype == "fp32" else 2
     qk, v = (columns(dim) for dim in variant.dims)
     constants = {
         "D_QK": qk.dim,
@@ -114,11 +109,11 @@ def _constant(name: str, variant: Variant) -> Any:
         "TAIL_V": v.tail,
         "PADDED_V": triton.next_power_of_2(v.dim),
         "ADD": variant.parts,
-        "BLOCK_Q": variant.configuration.block_q,
-        "BLOCK_K": variant.configuration.block_k,
-        "ALIGN": 16 // element if variant.aligned else 1,
+        "BLOCK_Q": chosen.block_q,
+        "BLOCK_K": chosen.block_k,
+        "ALIGN": variant.align,
         "INTEGER": tl.int64 if variant.wide else tl.int32,
-        "PRECISION": "tf32" if variant.tf32 else "ieee",
+        "PRECISION": variant.precision,
     }
     return constants.get(name)
 
@@ -133,24 +128,27 @@ def compile_stage(
     dtype: str = "fp16",
     stage: str = "ptx",
     indexed: bool = False,
+    clauses: Sequence[int] | None = None,
 ) -> str:
     """The text of a stage of an entry point, compiled with the configuration that the table has for it.
 
-    dtype: `fp16`, `bf16` or `fp32`. indexed: the form for plans that give positions. MaskUnsupportedError for a target,
-    entry, stage, dim or dtype that there is not.
+    dtype: `fp16`, `bf16` or `fp32`. indexed: the form for plans that give positions. clauses: what partial tiles
+    evaluate, by default all. MaskUnsupportedError for a target, entry, stage, dim, dtype or set of clauses that there
+    is not.
     """
     chip = target_named(target)
     dims = (dim, dim if dim_v is None else dim_v)
     check(dims, dtype)
-    source = emit(spec, Form(indexed=indexed, qk=columns(dims[0]).cut, v=columns(dims[1]).cut))
+    source = emit(spec, named_form(spec, dims, indexed=indexed, clauses=clauses))
     entries = [kernel.name for kernel in source.kernels]
     if entry not in entries:
         raise MaskUnsupportedError(f"no entry point '{entry}'; the kernel file has {', '.join(entries)}")
     stages = [s for s in STAGES if s not in (("amdgcn",) if chip.backend == "cuda" else ("ptx", "sass"))]
     if stage not in stages:
         raise MaskUnsupportedError(f"no stage '{stage}' for {target}; it has {', '.join(stages)}")
-    variant = Variant(dims, dtype, configuration(chip, dims, dtype, PASSES[entry], source.heavy))
-    compiled = compile_kernel(source, spec, entry, chip, variant)
+    variant = plainest(spec, source.form, dims, dtype)
+    chosen = configuration(chip, dims, dtype, PASSES[entry], source.heavy)
+    compiled = compile_kernel(source, spec, entry, chip, variant, chosen)
     if stage == "sass":
         return disassembled(compiled)
     text = compiled.stages[stage]

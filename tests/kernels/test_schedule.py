@@ -8,6 +8,7 @@ from maskc.check import load
 from maskc.codegen import schedule
 from maskc.codegen.schedule import DTYPES, TARGETS, configuration, fitting, shared_bytes, target_named
 from maskc.codegen.source import emit
+from maskc.codegen.variants import plainest
 from maskc.diagnostics import MaskUnsupportedError
 from maskc.runtime import stages
 
@@ -53,7 +54,7 @@ def _compiled_shared(target: str, entry: str, dim: int, dtype: str) -> tuple[int
     """Bytes by the model and by the compiler."""
     chip, source = target_named(target), emit(SPEC)
     chosen = configuration(chip, (dim, dim), dtype, stages.PASSES[entry])
-    compiled = stages.compile_kernel(source, SPEC, entry, chip, stages.Variant((dim, dim), dtype, chosen))
+    compiled = stages.compile_kernel(source, SPEC, entry, chip, plainest(SPEC, source.form, (dim, dim), dtype), chosen)
     return shared_bytes(chosen, (dim, dim), dtype, stages.PASSES[entry]), compiled.shared
 
 
