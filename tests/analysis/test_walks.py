@@ -16,6 +16,7 @@ from maskc.analysis.bounds import Analysis
 from maskc.analysis.interval import Truth
 from maskc.analysis.plan import BlockPlan, Part, build, class_at, expand, part_pairs, part_tiles, statistics, tile_map
 from maskc.analysis.runs import TileRuns, Walk, listed, marked, own_tiles, runs_on_device, split
+from maskc.commands.explain import Planned, explanation
 from maskc.expr import Position
 from maskc.reference import mask
 from maskc.spec import MaskSpec, Sizes
@@ -158,6 +159,21 @@ def test_statistics_do_not_depend_on_the_layout() -> None:
     for pair in ((plans.contiguous(), plans.packed()), (plans.packed(), plans.ordered(None, None))):
         found = statistics(plans.divided_plan(WINDOW, Sizes(130, 130), (128, 128), None, near, pair))
         assert (found.live_pairs, found.flex_pairs) == (usual.live_pairs, usual.flex_pairs)
+
+
+def test_an_explanation_counts_every_part_for_itself() -> None:
+    sizes = Sizes(64, 64)
+    even = binary("==", binary("%", k, whole(2)), whole(0))
+    plan = plans.divided_plan(CAUSAL, sizes, (16, 16), None, even, (plans.packed(), plans.contiguous()))
+    found = explanation(Planned(CAUSAL, sizes, {}, "triton", "sm_90", plan, 0.0))
+    packed, contiguous = found["parts"]
+    # 8, 16, 24 and 32 even keys in tiles of 16; of them the first 0, 8, 16 and 24 are kept by all queries of the row.
+    assert [packed[f"{kind}_tiles"] for kind in ("full", "partial", "empty")] == [2, 4, 10]
+    assert [contiguous[f"{kind}_tiles"] for kind in ("full", "partial", "empty")] == [0, 10, 6]
+    assert packed["efficiency"] == sum(i // 2 + 1 for i in range(64)) / (6 * 256)
+    assert contiguous["efficiency"] == sum((i + 1) // 2 for i in range(64)) / (10 * 256)
+    assert found["computed_pairs"] == packed["computed_pairs"] + contiguous["computed_pairs"]
+    assert found["live_pairs"] == 64 * 65 // 2
 
 
 # Shares.
