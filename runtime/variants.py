@@ -9,10 +9,11 @@ from torch import Tensor
 
 from maskc.analysis import bounds
 from maskc.codegen.columns import columns
-from maskc.codegen.form import form
+from maskc.codegen.form import Form, form
 from maskc.codegen.schedule import Configuration, check
 from maskc.codegen.settle import settled
 from maskc.codegen.source import KernelSource, emit
+from maskc.codegen.variants import Variant, reads
 from maskc.runtime.inputs import Call
 from maskc.runtime.tables import PartTables
 from maskc.spec import DimKind, MaskSpec, Sizes
@@ -33,10 +34,41 @@ def dims_of(call: Call) -> tuple[int, int]:
     return call.q.shape[3], call.v.shape[3]
 
 
+def form_of(call: Call, part: PartTables) -> Form:
+    """The form that serves a part of a call's plan."""
+    indexed = part.by_query.owned is not None
+    return form(call.spec, part.predicate, part.open_clauses, indexed, dims_of(call))
+
+
 def source(call: Call, part: PartTables) -> KernelSource:
     """The kernel file that serves a part of a call's plan."""
-    indexed = part.by_query.owned is not None
-    return emit(call.spec, form(call.spec, part.predicate, part.open_clauses, indexed, dims_of(call)))
+    return emit(call.spec, form_of(call, part))
+
+
+def variant_of(
+    call: Call, part: PartTables, tensors: Sequence[Tensor], *, parts: bool = False, d_lse: bool = False
+) -> Variant:
+    """The variant that serves a part of a call's plan: one of those announced for the spec, whatever the call.
+
+    tensors, parts, d_lse: as `config` and `Variant` have them.
+    """
+    form_ = form_of(call, part)
+    offsets, inputs = reads(call.spec, form_)
+    return Variant(
+        form_,
+        dims_of(call),
+        dtype_of(call),
+        aligned=all(map(aligned, tensors)),
+        wide=_wide(call, tensors),
+        offsets=tuple(name for name in offsets if name in call.inputs),
+        inputs=tuple((name, _FLOATS[call.inputs[name].dtype]) for name in inputs),
+        parts=parts,
+        d_lse=d_lse,
+        tf32=_tf32(call),
+    )
+
+
+_FLOATS = DTYPES | {torch.float64: "fp64"}
 
 
 def arguments(call: Call, source: KernelSource) -> dict[str, Any]:
@@ -58,10 +90,20 @@ def config(call: Call, chosen: Configuration, tensors: Sequence[Tensor]) -> dict
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
         "WIDTHS": tuple((c.main, c.tail) for c in map(columns, dims_of(call))),
-        "ALIGN": 16 // size if all(aligned(x) for x in tensors) else 1,
-        "WIDE": not (_narrow_spec(call.spec, call.sizes) and _narrow_tensors(call, tensors)),
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "ALIGN": 16 // size if all(map(aligned, tensors)) else 1,
+        "WIDE": _wide(call, tensors),
+        "PRECISION": "tf32" if _tf32(call) else "ieee",
     }
+
+
+def _tf32(call: Call) -> bool:
+    """Whether dots may round float32; of other dtypes there is nothing to round."""
+    return call.q.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def _wide(call: Call, tensors: Sequence[Tensor]) -> bool:
+    """Whether integers, or offsets in tensors, need 64 bits."""
+    return not (_narrow_spec(call.spec, call.sizes) and _narrow_tensors(call, tensors))
 
 
 @lru_cache(maxsize=256)
