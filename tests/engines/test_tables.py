@@ -76,6 +76,7 @@ def test_tables_never_peek_at_data_on_a_device(name, splits):
     there = {n: x.to("meta") for n, x in call.inputs.items()}
     call = replace(call, q=call.q.to("meta"), k=call.k.to("meta"), v=call.v.to("meta"), inputs=there)
     found = tables.build(call, TILE, splits)
+    assert found.parts[0].by_query.walk[0][2].device.type == "meta"
     assert {x.device.type for x in tensors(found)} == {"meta"}
 
 
@@ -139,7 +140,12 @@ def test_a_walk_is_a_plain_tuple_that_travels():
     """As JSON and tensors, to the process that runs kernels under the interpreter."""
     call = cases.call_of("window", q_len=150)
     sent = io.BytesIO()
-    walk = tables.build(call, TILE, 2).parts[0].by_query.walk
+    found = tables.build(call, TILE, 2).parts[0].by_query
+    walk = found.walk
+    for runs, (first, tiles, words) in ((found.full, walk[0]), (found.partial, walk[1])):
+        assert (first is runs.first, tiles is runs.tiles, words.dtype) == (True, True, torch.int64)
+        assert torch.equal(words & 0xFFFFFFFF, runs.start.long())
+        assert torch.equal(words >> 32, runs.stop.long())
     helper.send(sent, walk)
     sent.seek(0)
     full, partial, *rest = helper.receive(sent)
