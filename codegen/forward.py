@@ -27,7 +27,8 @@ TEMPLATE = '''
 @triton.jit(do_not_specialize=<<plain>>)
 def forward_kernel(
     q, k, v, out, lse,
-    full_first, full_tiles, full_runs, partial_first, partial_tiles, partial_runs,
+    <<contiguous>>full_first, full_tiles, full_runs, partial_first, partial_tiles, partial_runs,
+    <<indexed>>full_first, full_tiles, full_list, partial_first, partial_tiles, partial_list,
     <<indexed>>q_positions, k_positions, positions_stride: tl.int64,
     map_batch_stride: tl.int32, map_head_stride: tl.int32, q_tiles: tl.int32, splits: tl.int32,
     q_batch_stride: tl.int64, q_head_stride: tl.int64, q_row_stride: tl.int64, q_dim_stride: tl.int64,
@@ -71,6 +72,7 @@ def forward_kernel(
     <<indexed>>q_rows = tl.load(q_positions + map_ * positions_stride + q_slots)
     <<indexed>>q_exists = q_rows >= 0
     key_lanes = tl.arange(0, BLOCK_K)
+    <<indexed>>k_position_pointers = k_positions + key_lanes
     <<columns>>
     <<qk>>q_columns~ = dims_qk~ if ALIGN > 1 else dims_qk~ * q_dim_stride.to(INTEGER)
     <<qk>>k_columns~ = dims_qk~ if ALIGN > 1 else dims_qk~ * k_dim_stride.to(INTEGER)

@@ -23,8 +23,8 @@ def merge_kernel(
     row_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     row_sum = tl.zeros((BLOCK_Q,), tl.float32)
     accumulator = tl.zeros((BLOCK_Q, PADDED_V), tl.float32)
-    for state in range(states):
-        start = state.to(tl.int64) * rows + first_row
+    start = first_row
+    for _ in range(states):
         statistic = tl.load(lses + start + lanes, mask=exists, other=float("-inf"))
         # What a state without keys holds as output is not looked at.
         seen = statistic > float("-inf")
@@ -36,6 +36,7 @@ def merge_kernel(
         row_sum = row_sum * decay + weight
         accumulator = accumulator * decay[:, None] + part * weight[:, None]
         row_max = highest
+        start += rows
 
     empty = row_sum == 0.0
     divisor = tl.where(empty, 1.0, row_sum)

@@ -302,8 +302,8 @@ def _strides(x, align):
 
 
 def _walk(walk, queries_owned):
-    """A walk as the kernels take it: the runs of full and of partial tiles, <<positions>>the strides of the tables over
-    batch rows and heads, and how many tiles of the owned side there are.
+    """A walk as the kernels take it: the full and the partial tiles, <<positions>>the strides of the tables over batch
+    rows and heads, and how many tiles of the owned side there are.
     """
     full, partial, owned, walked, (batch_maps, head_maps), tiles, splits = walk
     strides = (head_maps if batch_maps > 1 else 0), (1 if head_maps > 1 else 0)
@@ -337,10 +337,15 @@ def forward(q, k, v, walk, arguments, scale, config):
     """Output [batch, heads, q_len, D_v] in the dtype of q and log-sum-exp [batch, heads, q_len], natural log, float32.
 
     q: [batch, heads, q_len, D_qk]; k: [batch, kv_heads, k_len, D_qk]; v: [batch, kv_heads, k_len, D_v]; any strides.
-    walk: (full, partial, owned, walked, maps, tiles, splits): which key tiles every query tile walks. full, partial:
-    (first, tiles, runs): a row's runs begin at `first` in runs and hold `tiles` tiles together, both int32 [maps, query
-    tiles * splits]; a run is an int64 with its first tile in the low 32 bits and the tile behind its last in the high
-    ones; behind the last run of all stands one more entry, 0. owned, walked: <<slots>>.
+    walk: (full, partial, owned, walked, maps, tiles, splits): which key tiles every query tile walks.
+    <<contiguous>>full, partial: (first, tiles, runs): a row's runs begin at `first` in runs and hold `tiles` tiles
+    <<contiguous>>together, both int32 [maps, query tiles * splits]; a run is an int64 with its first tile in the low 32
+    <<contiguous>>bits and the tile behind its last in the high ones; one more entry, 0, stands behind the last run.
+    <<contiguous>>owned, walked: None.
+    <<indexed>>full, partial: (first, tiles, list): a row's tiles are the `tiles` entries from `first` on in list, all
+    <<indexed>>int32, the first two [maps, query tiles * splits]; behind the last entry stand two more, 0.
+    <<indexed>>owned, walked: the position of every slot of the queries [maps or 1, slots] and of the keys [slots],
+    <<indexed>>int32, -1 for none.
     maps: (batch rows, heads) that have runs of their own, 1 where all share them. tiles: how many tiles the queries
     have. splits: into how many shares the key tiles of each are dealt; more than one are computed apart and merged.
     arguments: <<listed>>, by name.
@@ -455,7 +460,6 @@ def _launches(mask: MaskArguments, form: Form, double: bool) -> str:
     listed += [f"`{o}` (a number or int64 [batch])" for o in mask.offsets]
     blocks = {"WIDTH": 0, "TAIL": 1}, {"QK": 0, "V": 1}
     cut = [(name, *(part[word] for part, word in zip(blocks, name.split("_"), strict=True))) for name in widths(form)]
-    indexed = "positions of the slots of queries, int32 [maps or 1, slots], and of keys [slots], -1 for none"
     # Fused multiply-adds would change the bits of the float64 arithmetic that decides pairs.
     return fill(
         _LAUNCH,
@@ -463,8 +467,7 @@ def _launches(mask: MaskArguments, form: Form, double: bool) -> str:
         {
             "fusion": ' | {"enable_fp_fusion": False}' if double else "",
             "positions": "the positions of queries and keys, " if form.indexed else "",
-            "slots": indexed if form.indexed else "None",
-            "widths": [f'options["{name}"] = config["WIDTHS"][{side}][{block}]' for name, block, side in cut],
+                "widths": [f'options["{name}"] = config["WIDTHS"][{side}][{block}]' for name, block, side in cut],
             "listed": ", ".join(listed) or "none",
             "values": mask.values,
         },

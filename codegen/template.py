@@ -122,39 +122,47 @@ def _without_double_gaps(lines: list[str]) -> str:
     return "\n".join(kept) + "\n"
 
 
-def walk_start(runs: str, form: Form, walked: Side) -> Lines:
-    """Loads the first run of a row of tiles: `tiles` in all its runs, and the first `tile` and the `stop` of one."""
-    lines = dedent(f"""\
-        tiles = tl.load({runs}_tiles + map_row)
-        run = tl.load({runs}_first + map_row)
-        bounds = tl.load({runs}_runs + run)
-        tile, stop = bounds.to(tl.int32), (bounds >> 32).to(tl.int32)""").split("\n")
-    return [*lines, _positions(walked, ", mask=tiles > 0, other=-1")] if form.indexed else lines
+def walk_start(kind: str, form: Form, walked: Side) -> Lines:
+    """Begins to go through the tiles of a row: loads how many there are, and which one is the first.
+
+    Contiguous walks have runs of tiles: `tile` and the `stop` of its run. Indexed ones have a list of tiles: the rows
+    of the first tile, and the number of the second.
+    """
+    if not form.indexed:
+        return dedent(f"""\
+            tiles = tl.load({kind}_tiles + map_row)
+            run = tl.load({kind}_first + map_row)
+            bounds = tl.load({kind}_runs + run)
+            tile, stop = bounds.to(tl.int32), (bounds >> 32).to(tl.int32)""").split("\n")
+    side, block = walked.value, f"BLOCK_{walked.name}"
+    return dedent(f"""\
+        tiles = tl.load({kind}_tiles + map_row)
+        first = tl.load({kind}_first + map_row)
+        tile = tl.load({kind}_list + first).to(tl.int64)
+        {side}_rows = tl.load({side}_position_pointers + tile * {block}, mask=tiles > 0, other=-1)
+        tile = tl.load({kind}_list + first + 1).to(tl.int64)""").split("\n")
 
 
-def walk_next(runs: str, form: Form, walked: Side) -> Lines:
-    """Goes to the next tile, and where a run ends to the next run; there is an entry behind the last one."""
-    lines = dedent(f"""\
-        tile += 1
-        ends = tile == stop
-        run += ends.to(tl.int32)
-        bounds = tl.load({runs}_runs + run, mask=ends, other=0)
-        tile = tl.where(ends, bounds.to(tl.int32), tile)
-        stop = tl.where(ends, (bounds >> 32).to(tl.int32), stop)""").split("\n")
-    return [*lines, _positions(walked, "")] if form.indexed else lines
+def walk_next(kind: str, form: Form, walked: Side) -> Lines:
+    """Goes to the next tile; behind the last run there is one more entry, behind the last tile of a list two."""
+    if not form.indexed:
+        return dedent(f"""\
+            tile += 1
+            ends = tile == stop
+            run += ends.to(tl.int32)
+            bounds = tl.load({kind}_runs + run, mask=ends, other=0)
+            tile = tl.where(ends, bounds.to(tl.int32), tile)
+            stop = tl.where(ends, (bounds >> 32).to(tl.int32), stop)""").split("\n")
+    side, block = walked.value, f"BLOCK_{walked.name}"
+    return dedent(f"""\
+        {side}_rows = tl.load({side}_position_pointers + tile * {block})
+        tile = tl.load({kind}_list + first + step + 2).to(tl.int64)""").split("\n")
 
 
 def full_rows(form: Form, walked: Side) -> Lines:
     """The tokens of a full tile, where something reads them; indexed walks have them at hand."""
     lanes = {Side.K: "k_rows = tile * BLOCK_K + key_lanes", Side.Q: "q_rows = tile * BLOCK_Q + query_lanes"}
     return [] if form.indexed else [lanes[walked]]
-
-
-def _positions(walked: Side, mask: str) -> str:
-    """Loads which tokens a tile of the walked side holds."""
-    if walked is Side.K:
-        return f"k_rows = tl.load(k_positions + tile * BLOCK_K + key_lanes{mask})"
-    return f"q_rows = tl.load(q_positions + tile * BLOCK_Q + query_lanes{mask})"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskc.analysis import plan as planning
+from maskc.analysis import runs as walks
 from maskc.analysis.bounds import Analysis, constant_tables, reads_data
 from maskc.analysis.plan import BlockPlan, Part
-from maskc.analysis.runs import Walk, runs_on_device, split
+from maskc.analysis.runs import TileRuns, Walk, runs_on_device, split
 from maskc.evaluate import tables_read
 from maskc.expr import Expr
 from maskc.runtime.inputs import Call
@@ -95,21 +96,37 @@ class Runs(NamedTuple):
     start: Tensor
     stop: Tensor
 
-    def packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(first, tiles, runs) as kernels load them: start in the low half of an int64, stop in the high one."""
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As kernels load them: start in the low half of an int64, stop in the high one."""
         return self.first, self.tiles, torch.stack((self.start, self.stop), 1).view(torch.int64).squeeze(1)
+
+
+class Listing(NamedTuple):
+    """The live tiles of every row of tiles one by one: int32 tensors.
+
+    first, tiles: [maps, rows], where a row's begin in numbers, and how many they are. numbers: [tiles + 2], the tiles,
+    and 0 behind the last one, because kernels read two entries ahead.
+    """
+
+    first: Tensor
+    tiles: Tensor
+    numbers: Tensor
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As kernels load them."""
+        return self.first, self.tiles, self.numbers
 
 
 @dataclass(frozen=True, eq=False)
 class WalkTables:
-    """A `runs.Walk` as tensors.
+    """A `runs.Walk` as tensors; the tiles of indexed ones are listed, since their rows are packed or few.
 
     maps: (batch rows, heads) that have runs of their own, 1 where all share them. tiles: of the owned side. splits: how
     many rows of runs each of them has.
     """
 
-    full: Runs
-    partial: Runs
+    full: Runs | Listing
+    partial: Runs | Listing
     owned: Tensor | None
     walked: Tensor | None
     maps: tuple[int, int]
@@ -119,7 +136,7 @@ class WalkTables:
     @cached_property
     def walk(self) -> tuple[Any, ...]:
         """What the functions of a kernel file take for a walk: the fields, as a plain tuple of plain tuples."""
-        full, partial = (runs.packed() for runs in (self.full, self.partial))
+        full, partial = (tiles.table() for tiles in (self.full, self.partial))
         return full, partial, self.owned, self.walked, self.maps, self.tiles, self.splits
 
 
@@ -183,9 +200,11 @@ def _uploaded(part: Part, maps: tuple[int, int], device: torch.device) -> PartTa
 def _cut(part: Part, uncut: PartTables, splits: int) -> PartTables:
     """The tables of a part with the rows of its queries cut; all else is shared with the uncut ones."""
     known = uncut.by_query
-    runs = split(replace(part.by_query, owned=None, walked=None), splits)
-    by_query = _walk(runs, known.maps, splits, _upload(known.full.first.device))
-    return replace(uncut, by_query=replace(by_query, owned=known.owned, walked=known.walked))
+    upload = _upload(known.full.first.device)
+    full, partial = (
+        _tiles(runs, upload, listed=known.owned is not None) for _, runs in split(part.by_query, splits).kinds
+    )
+    return replace(uncut, by_query=replace(known, full=full, partial=partial, splits=splits))
 
 
 def _on_device(call: Call, tile: tuple[int, int], splits: int) -> Tables:
@@ -205,9 +224,19 @@ def _upload(device: torch.device) -> Callable[[Any], Tensor]:
 
 def _walk(walk: Walk, maps: tuple[int, int], splits: int, put: Callable[[Any], Tensor]) -> WalkTables:
     """The tables of a walk that has `splits` rows for every tile. put: makes a tensor of an array."""
-    full, partial = (Runs(put(r.first), put(r.tiles), put(r.start), put(r.stop)) for r in (walk.full, walk.partial))
+    full, partial = (_tiles(runs, put, listed=walk.owned is not None) for _, runs in walk.kinds)
     owned, walked = (None if x is None else put(x) for x in (walk.owned, walk.walked))
     return WalkTables(full, partial, owned, walked, maps, walk.full.first.shape[1] // splits, splits)
+
+
+def _tiles(runs: TileRuns, put: Callable[[Any], Tensor], *, listed: bool) -> Runs | Listing:
+    """The tables of one kind of tiles; those that are listed lie on the host."""
+    if not listed:
+        return Runs(put(runs.first), put(runs.tiles), put(runs.start), put(runs.stop))
+    counts = runs.tiles.reshape(-1).astype(np.int64)
+    first = (np.cumsum(counts) - counts).astype(np.int32).reshape(runs.tiles.shape)
+    _, _, numbers = walks.listed(runs)
+    return Listing(put(first), put(runs.tiles), put(np.append(numbers.astype(np.int32), np.zeros(2, np.int32))))
 
 
 def _made(call: Call, tile: tuple[int, int]) -> HostPlan:
