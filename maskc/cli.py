@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import maskc
 from maskc import features
 from maskc.check import check, load, path_and_mask, read_source, source_of
-from maskc.codegen.source import emit
 from maskc.commands import options
 from maskc.commands.cache import cache_command
 from maskc.commands.check import check_command
+from maskc.commands.emit import STAGES, emit_command
 from maskc.commands.explain import (
-    DEFAULT_TARGET,
     call_title,
     dtype_of,
     engine_of,
     explanation,
     explanation_text,
-    kernel_dtype,
     planned_call,
     title,
 )
@@ -45,9 +43,6 @@ if TYPE_CHECKING:
 MOST_CHECKED = 2**25  # pairs, batch rows and heads counted, that are compared with the definition: about 3 GB
 INTERRUPTED = 130  # what a shell reports for a process that SIGINT or SIGPIPE ended
 PIPE_CLOSED = 141
-
-COMMENT = {"ttir": "//", "ttgir": "//", "llir": ";", "ptx": "//", "amdgcn": ";", "sass": "//"}  # of the machine stages
-STAGES = ("tree", "spec", "plan", "kernel", *COMMENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,8 +132,18 @@ def command_line() -> argparse.ArgumentParser:
 
     command = _command(commands, "emit", emit_command, "print one stage of the way from text to machine code")
     _spec_argument(command)
-    command.add_argument("--stage", choices=STAGES, required=True, help="which one")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stage", choices=STAGES, help="which one")
+    what.add_argument("--variants", action="store_true", help="list the kernels that calls can ask for instead")
     command.add_argument("--kernel", metavar="NAME", help="of a machine stage, only this kernel (default: all)")
+    command.add_argument("--indexed", action="store_true", help="kernels for plans that give positions of tokens")
+    command.add_argument(
+        "--open",
+        type=options.numbers,
+        metavar="0,2",
+        help="clauses that partial tiles evaluate, or none (default: all)",
+    )
+    command.add_argument("--json", action="store_true", help="with --variants, one JSON object")
     _call_options(command)
     _engine_options(command)
 
@@ -153,7 +158,18 @@ def command_line() -> argparse.ArgumentParser:
     _parameter_option(command)
     command.add_argument("--engine", choices=options.ENGINES, action="append", help="only this one (repeatable)")
     command.add_argument("--dtype", choices=options.DTYPES, action="append", help="only this one (repeatable)")
-    command.add_argument("--dim", type=options.positive, default=16, metavar="D", help="head dim (default: 16)")
+    _dim_options(command, 16)
+    command.add_argument(
+        "--heads", type=options.positive, metavar="N", help="query heads (default: 4, or 2 of long rows)"
+    )
+    command.add_argument("--kv-heads", type=options.positive, metavar="N", help="KV heads (default: as many)")
+    command.add_argument(
+        "--strides",
+        choices=options.LAYOUTS,
+        default="plain",
+        metavar="S",
+        help=f"of q, k, v: {', '.join(options.LAYOUTS[2:])}, or odd for all of these in turn (default: plain)",
+    )
     command.add_argument("--seed", type=options.count, default=0, metavar="N", help="of all tensors (default: 0)")
 
     command = _command(commands, "cache", cache_command, "say where generated files are kept and how large they are")
@@ -220,9 +236,16 @@ def _tensor_options(parser: argparse.ArgumentParser) -> Option:
     group = parser.add_argument_group("the engine")
     group.add_argument("--engine", choices=options.PLANNING_ENGINES, default="auto", help="default: by the device")
     group.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    group.add_argument("--dim", type=options.positive, default=64, metavar="D", help="head dim (default: 64)")
+    _dim_options(group, 64)
     group.add_argument("--dtype", choices=options.DTYPES, help="default: float16 for a GPU, else float32")
     return group
+
+
+def _dim_options(parser: Option, default: int) -> None:
+    """Head dims."""
+    summary = f"head dim (default: {default})"
+    parser.add_argument("--dim", type=options.positive, default=default, metavar="D", help=summary)
+    parser.add_argument("--dim-v", type=options.positive, metavar="D", help="head dim of v where it differs")
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -284,44 +307,6 @@ def why_command(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def emit_command(chosen: argparse.Namespace) -> int:
-    """One stage as text."""
-    print(stage_text(chosen).rstrip("\n"))
-    return 0
-
-
-def stage_text(chosen: argparse.Namespace) -> str:
-    """The text of the stage that was asked for."""
-    match chosen.stage:
-        case "tree":
-            return str(parse(read_source(path_and_mask(chosen.spec)[0])))
-        case "spec":
-            return str(load(chosen.spec))
-        case "plan":
-            return str(planned_call(load(chosen.spec), chosen).plan)
-        case "kernel":
-            return emit(load(chosen.spec)).text
-        case _:
-            return machine_text(load(chosen.spec), chosen)
-
-
-def machine_text(spec: MaskSpec, chosen: argparse.Namespace) -> str:
-    """A stage behind the kernel file, for every kernel or the one that is named, each under its name."""
-    from maskc.runtime.loader import compile_stage
-
-    if chosen.tile is not None:
-        raise UsageError("--tile goes with --stage plan; the tile of compiled kernels is the table's")
-    source = emit(spec)
-    target = chosen.target or DEFAULT_TARGET
-    texts = []
-    for entry in [chosen.kernel] if chosen.kernel else [kernel.name for kernel in source.kernels]:
-        _progress(f"compiling {entry} for {target}")
-        dtype = kernel_dtype(target, chosen)
-        text = compile_stage(source, spec, entry=entry, target=target, dim=chosen.dim, dtype=dtype, stage=chosen.stage)
-        texts.append(f"{COMMENT[chosen.stage]} {entry}\n{text}")
-    return "\n".join(texts)
-
-
 def run_command(chosen: argparse.Namespace) -> int:
     """Times, the comparison with the definition, and the block map; 1 when the result is wrong.
 
@@ -348,7 +333,7 @@ def _runs(call: options.Given, engine: str, target: str, heading: str, chosen: a
 
     device = verify.device_named(chosen.device)
     attention = compile_attention(call.spec, engine=engine)
-    problem = verify.random_problem(call.spec, call.sizes, call.inputs, chosen.dim, chosen.seed)
+    problem = verify.random_problem(call.spec, call.sizes, call.inputs, chosen.dim, chosen.seed, chosen.dim_v)
     problem = problem.to(verify.DTYPES[dtype_of(target, chosen)], device)
     _progress(f"running {engine} forward and backward")
     values = problem.run(attention)
@@ -371,13 +356,20 @@ def verify_command(chosen: argparse.Namespace) -> int:
     from maskc.runtime import verify
 
     engines = chosen.engine or verify.available_engines()
+    grouped = options.grouped_heads(chosen)
     found: list[verify.Summary] = []
     passed = True
     for text in chosen.specs:
         for spec in load_all(text):
             given = options.given_parameters(spec, chosen)
             outcomes = verify.verify(
-                spec, engines=engines, dtypes=chosen.dtype, given=given, dim=chosen.dim, seed=chosen.seed
+                spec,
+                verify.cases(spec, given, grouped, chosen.strides),
+                engines=engines,
+                dtypes=chosen.dtype,
+                dim=chosen.dim,
+                dim_v=chosen.dim_v,
+                seed=chosen.seed,
             )
             summaries = verify.summarise(spec.name, _watched(spec.name, outcomes))
             passed &= any(s.judged for s in summaries) and not any(s.misses for s in summaries)

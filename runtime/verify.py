@@ -1,7 +1,7 @@
 """Every engine of this machine against `dense` in float64: output, log-sum-exp and gradients, over a list of sizes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isnan
 from statistics import median
@@ -20,7 +20,7 @@ from maskc.expr import Scalar, Side, Type
 from maskc.features import reads_scores
 from maskc.grids import grid_length, open_axis, real_keys
 from maskc.proofs import witness
-from maskc.runtime import inputs, tolerance
+from maskc.runtime import inputs, layouts, tolerance
 from maskc.runtime.attention import Attention
 from maskc.runtime.inputs import Call
 from maskc.runtime.tolerance import Judgement, Report
@@ -42,17 +42,23 @@ LARGE = 100  # tokens from which fewer heads do
 
 @dataclass(frozen=True)
 class Case:
-    """One call: lengths, the position of the first query (None: not said), and axis sizes and parameters by name."""
+    """One call: lengths, the position of the first query (None: not said), and axis sizes and parameters by name.
+
+    grouped: query heads and KV heads; None: few. layout: of q, k and v, as `layouts` names them.
+    """
 
     q_len: int
     k_len: int
     q_offset: int | None = None
     given: tuple[tuple[str, Scalar], ...] = ()
+    grouped: tuple[int, int] | None = None
+    layout: str = "plain"
 
     @property
     def heads(self) -> tuple[int, int, int]:
         """Batch rows, query heads and KV heads."""
-        return (1, 2, 1) if max(self.q_len, self.k_len) >= LARGE else (2, 4, 2)
+        batch, *few = (1, 2, 1) if max(self.q_len, self.k_len) >= LARGE else (2, 4, 2)
+        return (batch, *(self.grouped or few))
 
     def sizes(self, spec: MaskSpec, dim: int = samples.FREE_EXTENT) -> Sizes:
         """The sizes of the call; dim: width of a row of q and k. Raises `MaskInputError` where the spec does not accept
@@ -75,7 +81,8 @@ class Case:
     def __str__(self) -> str:
         lengths = f"{self.q_len}" if self.q_len == self.k_len else f"{self.q_len} x {self.k_len}"
         offset = "" if self.q_offset is None else f" from {self.q_offset}"
-        return lengths + offset + "".join(f" {name}={value}" for name, value in self.given)
+        layout = "" if self.layout == "plain" else f" {self.layout}"
+        return lengths + offset + "".join(f" {name}={value}" for name, value in self.given) + layout
 
 
 @dataclass(frozen=True)
@@ -175,8 +182,24 @@ def table(summaries: Sequence[Summary]) -> str:
     return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
 
 
-def cases(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:
-    """The sizes to look at: the spec's own parameter values, then smaller ones that bite at these lengths."""
+def cases(
+    spec: MaskSpec,
+    given: Mapping[str, Scalar],
+    grouped: tuple[int, int] | None = None,
+    strides: str = "plain",
+) -> list[Case]:
+    """The calls to look at: the spec's own parameter values, then smaller ones that bite at these lengths.
+
+    grouped: query heads and KV heads. strides: a layout, or `odd` for all but the plain one in turn.
+    """
+    turns = layouts.ODD if strides == "odd" else (strides,)
+    return [
+        replace(case, grouped=grouped, layout=turns[number % len(turns)])
+        for number, case in enumerate(_sizes_of(spec, given))
+    ]
+
+
+def _sizes_of(spec: MaskSpec, given: Mapping[str, Scalar]) -> list[Case]:
     found: list[Case] = []
     for chosen in parameter_sets(spec, given):
         values = tuple(chosen.items())
@@ -233,15 +256,16 @@ def dtypes_of(engine: str) -> tuple[str, ...]:
 
 def verify(
     spec: MaskSpec,
+    calls: Iterable[Case],
     *,
     engines: Sequence[str],
     dtypes: Sequence[str] | None = None,
-    given: Mapping[str, Scalar] | None = None,
     dim: int = 16,
+    dim_v: int | None = None,
     seed: int = 0,
 ) -> Iterator[Outcome]:
-    """Runs every case on every engine in every dtype. given: parameter values instead of the spec's defaults."""
-    for number, case in enumerate(cases(spec, given or {})):
+    """Runs every call on every engine in every dtype. dim_v: head dim of v where it differs."""
+    for number, case in enumerate(calls):
         try:
             sizes = case.sizes(spec, dim)
         except MaskInputError as error:
@@ -253,7 +277,8 @@ def verify(
         broken = [] if reads_scores(bound) else witness.refute(bound, sizes, tables)
         if broken:
             raise MaskInputError(f"mask {spec.name!r} at {case}: {broken[0]}")
-        yield from _judged(case, engines, dtypes, random_problem(bound, sizes, tables, dim, seed + number))
+        problem = random_problem(bound, sizes, tables, dim, seed + number, dim_v)
+        yield from _judged(case, engines, dtypes, problem)
 
 
 def _judged(case: Case, engines: Sequence[str], dtypes: Sequence[str] | None, problem: "Problem") -> Iterator[Outcome]:
@@ -263,10 +288,11 @@ def _judged(case: Case, engines: Sequence[str], dtypes: Sequence[str] | None, pr
     for dtype in DTYPES:
         expected: tolerance.Reference | None = None
         for engine in (engine for engine in engines if dtype in wanted[engine]):
-            here = problem.to(DTYPES[dtype])
+            here = problem.to(DTYPES[dtype]).laid_out(case.layout)
             try:
                 device = device_named("cuda" if engine == "triton" else "cpu")
-                values = here.to(DTYPES[dtype], device).run(compile_attention(spec, engine=engine))
+                there = here.to(DTYPES[dtype], device).laid_out(case.layout)
+                values = there.run(compile_attention(spec, engine=engine))
             except MaskUnsupportedError as error:
                 yield Outcome(spec, case, engine, dtype, refused=sentence(error))
                 continue
@@ -307,6 +333,11 @@ class Problem:
         exact = torch.float64 if dtype is torch.float64 else torch.float32
         return Problem(self.spec, q, k, v, moved, d_out, self.d_lse.to(device, exact))
 
+    def laid_out(self, layout: str) -> "Problem":
+        """The problem with its tensors in a layout; for some of them the values of k, v and d_out change."""
+        q, k, v, d_out = layouts.laid_out(layout, self.q, self.k, self.v, self.d_out)
+        return replace(self, q=q, k=k, v=v, d_out=d_out)
+
     def forward(self, attention: Attention) -> tuple[dict[str, Tensor], tolerance.Found]:
         """The leaves of a graph, and output, log-sum-exp and outputs of an engine, by the public interface."""
         leaves = tolerance.leaves_of(self.spec, {"q": self.q, "k": self.k, "v": self.v, **self.given})
@@ -330,19 +361,25 @@ def _with_offsets(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"given": {name: x for name, x in given.items() if name not in offsets}, **offsets}
 
 
-def random_problem(spec: MaskSpec, sizes: Sizes, tables: Mapping[str, NDArray[Any]], dim: int, seed: int) -> Problem:
-    """Normal q, k, v and upstream gradients in float32 on the CPU. tables: at least the inputs that a call gives."""
+def random_problem(
+    spec: MaskSpec, sizes: Sizes, tables: Mapping[str, NDArray[Any]], dim: int, seed: int, dim_v: int | None = None
+) -> Problem:
+    """Normal q, k, v and upstream gradients in float32 on the CPU. tables: at least the inputs that a call gives.
+
+    dim_v: head dim of v where it differs.
+    """
+    dim_v = dim if dim_v is None else dim_v
     generator = torch.Generator().manual_seed(seed)
 
     def normal(heads: int, length: int, *last: int) -> Tensor:
         return torch.randn(sizes.batch, heads, length, *last, generator=generator)
 
     q = normal(sizes.heads, sizes.q_len, dim)
-    k, v = (normal(sizes.kv_heads, real_keys(spec, sizes), dim) for _ in range(2))
+    k, v = (normal(sizes.kv_heads, real_keys(spec, sizes), width) for width in (dim, dim_v))
     tensors = {i.name: torch.from_numpy(np.array(tables[i.name])) for i in spec.given}
     offsets = {"q_offset": sizes.q_offset, "k_offset": sizes.k_offset}
     given = {**sizes.axis, **sizes.parameter, **offsets, **tensors}
-    d_out, d_lse = normal(sizes.heads, sizes.q_len, dim), normal(sizes.heads, sizes.q_len)
+    d_out, d_lse = normal(sizes.heads, sizes.q_len, dim_v), normal(sizes.heads, sizes.q_len)
     return Problem(spec, q, k, v, given, d_out, d_lse)
 
 

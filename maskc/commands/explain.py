@@ -101,8 +101,8 @@ def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: 
         case "interpret":
             return tiles.INTERPRETED.tile
         case _:
-            dims = (chosen.dim, chosen.dim)
-            return configuration(target_named(target), dims, kernel_dtype(target, chosen), "forward").tile
+            dims, dtype = options.dims(chosen), kernel_dtype(target, chosen)
+            return configuration(target_named(target), dims, dtype, "forward").tile
 
 
 def explanation(planned: Planned) -> dict[str, Any]:

@@ -32,6 +32,8 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 ENGINES = ("triton", "tiled", "interpret", "dense")
 AGES = {"d": 86400, "h": 3600, "m": 60, "s": 1}  # seconds
 PLANNING_ENGINES = ("auto", "triton", "tiled", "interpret")  # `dense` computes every pair
+LAYOUTS = ("plain", "odd", "fused", "bnhd", "turned", "shifted", "spread", "one-row", "one-head")
+"""Of q, k and v in memory; `odd` is each behind it in turn."""
 
 
 class UsageError(Exception):
@@ -73,6 +75,11 @@ def grid(text: str) -> dict[str, int]:
             raise ArgumentTypeError(f"{name!r} is given twice")
         sizes[name] = positive(value)
     return sizes
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`0,2`: whole numbers; `none` for none."""
+    return () if text == "none" else tuple(map(count, text.split(",")))
 
 
 def tile(text: str) -> tuple[int, int]:
@@ -130,6 +137,23 @@ def given_parameters(spec: MaskSpec, arguments: Namespace) -> dict[str, Scalar]:
 
 def _nearest(name: str, known: Collection[str]) -> str:
     return did_you_mean(name, known) or (f"it has {', '.join(known)}" if known else "it has none")
+
+
+def dims(arguments: Namespace) -> tuple[int, int]:
+    """Head dims: of q and k, and of v."""
+    return arguments.dim, arguments.dim if arguments.dim_v is None else arguments.dim_v
+
+
+def grouped_heads(arguments: Namespace) -> tuple[int, int] | None:
+    """Query heads and KV heads, where they are said."""
+    if arguments.heads is None:
+        if arguments.kv_heads is not None:
+            raise UsageError("--kv-heads needs --heads, the number of query heads")
+        return None
+    kv_heads = arguments.heads if arguments.kv_heads is None else arguments.kv_heads
+    if arguments.heads % kv_heads:
+        raise UsageError(f"--heads {arguments.heads} is no multiple of --kv-heads {kv_heads}")
+    return arguments.heads, kv_heads
 
 
 def has_sizes(arguments: Namespace) -> bool:

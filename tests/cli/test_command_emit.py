@@ -1,12 +1,17 @@
 """`maskc emit`: every stage as text."""
 
 import ast
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from maskc.check import load
+from maskc.codegen import variants
 from maskc.codegen.source import emit
+from maskc.runtime import loader
 
 Maskc = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +83,65 @@ def test_all_kernels_of_a_spec_are_printed(maskc: Maskc) -> None:
     ]
 
 
+DILATED = """\
+mask dilated(window: int = 8, dilation: int = 2):
+    input bias: float[head, q]
+    keep 0 <= q - k < window * dilation
+    keep (q - k) % dilation == 0
+    score += bias[q]
+"""
+
+
+def test_kernel_files_of_every_form(maskc: Maskc) -> None:
+    Path("dilated.mask").write_text(DILATED)
+    spec = load("dilated.mask")
+    whole = variants.named_form(spec, (64, 64))
+    for options, form in (
+        ([], whole),
+        (["--indexed"], variants.named_form(spec, (64, 64), indexed=True)),
+        (["--open", "0"], variants.named_form(spec, (64, 64), clauses=(0,))),
+        (["--open", "0,1"], whole),
+        (["--dim", "192", "--dim-v", "128"], variants.named_form(spec, (192, 128))),
+    ):
+        assert maskc("emit", "dilated.mask", "--stage", "kernel", *options) == (0, emit(spec, form).text, "")
+    assert len({emit(spec, form).text for form in variants.forms(spec, (192, 128))}) == 4
+
+
+def test_variants_are_a_table(maskc: Maskc) -> None:
+    Path("dilated.mask").write_text(DILATED)
+    status, out, err = maskc("emit", "dilated.mask", "--variants", "--dim", "192", "--dim-v", "128")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    announced = variants.announced(load("dilated.mask"), (192, 128), "fp16")
+    assert lines[0] == f"dilated: {len(announced):,} variants of 4 kernel files; float16, head dims 192 | 128"
+    assert [line.split()[1:] for line in lines[2:6]] == [
+        ["256", "contiguous", "every", "clause"],
+        ["256", "contiguous", "clause", "0"],
+        ["256", "indexed", "every", "clause"],
+        ["256", "indexed", "clause", "0"],
+    ]
+    assert "  clause 1  (q - k) % dilation == 0" in lines
+    assert any(line.startswith("  bias ") and "float32 | float64 | float16 | bfloat16" in line for line in lines)
+    assert "tiles of queries x keys on sm_90" in lines
+    assert not any(line.startswith("  dots ") for line in lines)
+    assert "  dots " in maskc("emit", "dilated.mask", "--variants", "--dtype", "float32")[1]
+
+
+def test_variants_are_an_object_and_name_files_of_the_cache(maskc: Maskc) -> None:
+    status, out, err = maskc("emit", "documents.mask", "--variants", "--json", "--target", "gfx942")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    spec = load("documents.mask")
+    assert found["variants"] == len(variants.announced(spec, (64, 64), "fp16"))
+    assert [file["keys"] for file in found["files"]] == ["contiguous", "indexed"]
+    assert found["clauses"] == ["doc[q] == doc[k]"]
+    assert found["target"] == "gfx942"
+    assert found["configurations"].keys() == {"forward", "queries", "keys"}
+    loaded = loader.load(emit(spec)).__file__
+    assert loaded is not None
+    assert os.path.basename(loaded) == found["files"][0]["file"]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -85,7 +149,12 @@ def test_all_kernels_of_a_spec_are_printed(maskc: Maskc) -> None:
         (["--stage", "ptx", "--target", "gfx942"], "no stage 'ptx' for gfx942; it has ttir, ttgir, llir, amdgcn"),
         (["--stage", "amdgcn"], "no stage 'amdgcn' for sm_90; it has ttir, ttgir, llir, ptx, sass"),
         (["--stage", "ptx", "--kernel", "main"], "no entry point 'main'; the kernel file has forward_kernel"),
-        (["--stage", "ptx", "--dim", "48"], "the head dim of q and k is 48; generated kernels have 16, 32, 64, 128"),
+        (["--stage", "ptx", "--dim", "257"], "the head dim of q and k is 257; generated kernels have 1 to 256"),
+        (["--stage", "kernel", "--dim-v", "257"], "the head dim of v is 257; generated kernels have 1 to 256"),
+        (["--stage", "kernel", "--open", "1"], "no kernel of mask 'window' evaluates clauses 1 in partial tiles"),
+        (["--stage", "ptx", "--open", "none"], "no kernel of mask 'window' evaluates clauses none in partial tiles"),
+        (["--variants", "--dtype", "float64"], "q, k and v are float64; generated kernels have fp16, bf16, fp32"),
+        (["--variants", "--target", "sm_91"], "no target 'sm_91'; known are sm_80"),
         (["--stage", "ptx", "--dtype", "float64"], "q, k and v are float64; generated kernels have fp16, bf16, fp32"),
     ],
 )

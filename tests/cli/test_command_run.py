@@ -10,7 +10,9 @@ from maskc import cli
 from maskc.check import load
 from maskc.diagnostics import MaskUnsupportedError
 from maskc.runtime import tiled, verify
+from maskc.runtime.attention import Attention
 from maskc.runtime.inputs import Call
+from maskc.runtime.variants import aligned
 
 Maskc = Callable[..., tuple[int, str, str]]
 
@@ -96,6 +98,32 @@ def test_verify_takes_parameters_and_dtypes(maskc: Maskc) -> None:
     status, out, err = maskc("verify", "window.mask", "--engine", "tiled", "-p", "wdth=30")
     assert (status, out) == (1, "")
     assert err == "mask 'window' has no parameter 'wdth'\nhint: did you mean 'width'?\n"
+
+
+def test_verify_takes_head_dims_heads_and_strides(maskc: Maskc, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[verify.Problem] = []
+    run = verify.Problem.run
+
+    def noted(problem: verify.Problem, attention: Attention) -> dict[str, torch.Tensor]:
+        problems.append(problem)
+        return run(problem, attention)
+
+    monkeypatch.setattr(verify.Problem, "run", noted)
+    shape = ["--dim", "24", "--dim-v", "10", "--heads", "6", "--kv-heads", "2"]
+    status, out, _ = maskc("verify", "window.mask", "--engine", "tiled", *shape, "--strides", "odd")
+    assert status == 0
+    assert out.splitlines()[1].split()[:6] == ["window", "tiled", "float32", "11", "0", "0"]
+    assert {(p.q.shape[1::2], p.k.shape[1::2], p.v.shape[1::2]) for p in problems} == {((6, 24), (2, 24), (2, 10))}
+    assert not any(p.k.is_contiguous() and aligned(p.k) for p in problems if p.k.shape[2] > 2)
+    status, out, _ = maskc("verify", "window.mask", "--engine", "tiled", "--strides", "turned")
+    assert status == 0
+    assert out.splitlines()[1].endswith(" turned")
+
+
+def test_run_takes_the_head_dim_of_v(maskc: Maskc) -> None:
+    status, out, _ = maskc("run", "window.mask", "--seq", "40", "--dim", "8", "--dim-v", "20")
+    assert status == 0
+    assert all(line.endswith(" ok") for line in out.splitlines()[3:8])
 
 
 def test_a_mask_that_fits_no_size_has_not_passed(maskc: Maskc) -> None:
