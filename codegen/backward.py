@@ -6,7 +6,7 @@ calls give equal bits. The kernel that owns keys computes S^T = K Q^T and never 
 
 from maskc.codegen.expression import Names, Symbols, Writer, shown
 from maskc.codegen.form import Form
-from maskc.codegen.settle import LOG2_E, Depends
+from maskc.codegen.settle import LOG2_E
 from maskc.codegen.template import (
     Lines,
     Score,
@@ -350,13 +350,13 @@ def owned_kernel(
     writer = Writer(spec, owner, symbols, names, indexed=form.indexed)
     bound = "row_bound[:, None]" if owner is Side.Q else "row_bound[None, :]"
     delta = bound.replace("row_bound", "row_delta")
-    walked, end = (Side.K, Depends.K) if owner is Side.Q else (Side.Q, Depends.Q)
+    walked = Side.K if owner is Side.Q else Side.Q
     blanks: dict[str, str | Lines] = {"plain": plain, "mask_arguments": arguments, "log2_e": repr(LOG2_E)}
     blanks |= {"widths": widths_text(form), "columns": columns_lines(form)}
     for part in ("full", "partial"):
         body = writer.body(score.predicate if part == "partial" else None, score.changed, score.slope)
         if part == "partial":
-            blanks["keep"] = keep_lines(score, writer, end, f"{walked.value}_exists")
+            blanks["keep"] = keep_lines(score, writer, f"{walked.value}_exists")
         blanks[f"{part}_exponent"] = exponent(score, writer, owner, bound)
         blanks[f"{part}_gradient"] = gradient(score, writer, delta)
         blanks[f"{part}_inner"] = [str(a) for a in body.inner]

@@ -8,10 +8,12 @@ names and ranges are taken to be right.
 import ast
 import keyword
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import assert_never
 
+from maskc.codegen.atoms import Negated, Plus, RowBound, Times, row_bounds
 from maskc.codegen.settle import Depends, depends, terms_of
 from maskc.expr import (
     COMPARISONS,
@@ -103,9 +105,10 @@ class Assignment:
     target: str
     value: ast.expr
     comment: str = ""
+    sign: str = "="
 
     def __str__(self) -> str:
-        text = f"{self.target} = {unparsed(self.value)}"
+        text = f"{self.target} {self.sign} {unparsed(self.value)}"
         return f"{text}  # {self.comment}" if self.comment and len(text) + len(self.comment) < 100 else text
 
 
@@ -146,7 +149,7 @@ class Symbols:
 class Body:
     """The assignments of one loop: vectors of the side that it walks, and pairs.
 
-    memo, named: what has a name already, by expression and by text.
+    memo, named: what has a name already, by expression and by text. costly: vectors that take many instructions.
     """
 
     names: Names
@@ -154,7 +157,23 @@ class Body:
     pair: list[Assignment] = field(default_factory=list)
     memo: dict[tuple[int, bool], ast.expr] = field(default_factory=dict)
     named: dict[str, ast.expr] = field(default_factory=dict)
+    costly: set[str] = field(default_factory=set)
 
+
+class Edge(Enum):
+    """An end of the rows that bounds keep."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+EDGES: Mapping[BinaryOp, Edge] = {
+    BinaryOp.GT: Edge.FIRST,
+    BinaryOp.GE: Edge.FIRST,
+    BinaryOp.LT: Edge.LAST,
+    BinaryOp.LE: Edge.LAST,
+}
+"""The end that a comparison `row op value` bounds."""
 
 _Key = tuple[object, ...]
 
@@ -199,6 +218,8 @@ class Writer:
     def __init__(self, spec: MaskSpec, owner: Side, symbols: Symbols, names: Names, *, indexed: bool = False) -> None:
         self.spec = spec
         self.owner = Depends.Q if owner is Side.Q else Depends.K
+        self.inner = Depends.PAIR ^ self.owner
+        self.walked = Side.K if owner is Side.Q else Side.Q
         self.symbols = symbols
         self.indexed = indexed
         self.names = names
@@ -212,6 +233,7 @@ class Writer:
         self._memo: dict[tuple[int, bool], ast.expr] = {}
         self._named: dict[str, ast.expr] = {}
         self._body = Body(Names(names.taken))
+        self._in_partial = False  # whether the row numbers of the walked side are at hand: in loops over partial tiles
 
     # What the kernels ask for.
 
@@ -224,23 +246,51 @@ class Writer:
                 self._count(self._intern(expr))
         return self._body
 
-    def predicate(self, expr: Expr, inside: Mapping[Depends, ast.expr]) -> Sequence[ast.expr]:
-        """A settled predicate for a tile of pairs as what has to hold together, with the vectors of what exists."""
-        root = self._intern(expr)
-        groups: dict[Depends, list[ast.expr]] = {Depends.NONE: []}
-        groups |= {end: [inside[end]] if end in inside else [] for end in (self.owner, Depends.PAIR ^ self.owner)}
-        groups[Depends.PAIR] = []
-        for clause in conjuncts(root):
-            if clause != TRUE:
-                groups[self._depends_on(clause)].append(self._write(clause, False))
-        parts = []
-        for end in (Depends.NONE, self.owner, Depends.PAIR ^ self.owner):
+    def predicate(self, expr: Expr, exists: str) -> Sequence[ast.expr]:
+        """A settled predicate for a tile of pairs as what has to hold together.
+
+        exists: the vector of which rows of the walked side there are; they alone are kept.
+        """
+        edges, groups = self._conditions(expr)
+        # No row behind the end is at most the last one kept; where the plan gives the rows, -1 stands for none.
+        closing, other = (Edge.FIRST, Edge.LAST) if self.indexed else (Edge.LAST, Edge.FIRST)
+        count = sum(map(bool, (edges[other], *groups.values()))) - 1 + max(1, len(groups[Depends.PAIR]))
+        folds = count >= _AT_ONCE
+        if not edges[closing] and not folds:
+            groups[self.inner].insert(0, name(exists))
+        parts = [self._compared_rows(other, edges[other], self._rows())] if edges[other] else []
+        if edges[closing] and not folds:
+            parts.append(self._compared_rows(closing, edges[closing], self._rows()))
+        for end in (Depends.NONE, self.owner, self.inner):
             joined = both(groups[end])
             if joined is not None:
                 known = joined if isinstance(joined, ast.Name) else self._bind(joined, end, "kept", "")
                 parts.append(self._spread(known, end, Depends.PAIR))
+        parts += groups[Depends.PAIR]
+        rows = self._rows()
+        while folds and len(parts) >= _AT_ONCE:
+            rows, parts = self._kept_rows(rows, parts[:_AT_ONCE]), parts[_AT_ONCE:]
+        if folds:
+            parts.insert(0, self._compared_rows(closing, edges[closing], rows))
         # A tile-wide part comes before a scalar, so that the result has the tile's shape from there on.
-        return sorted(parts, key=lambda part: isinstance(part, ast.Name)) + groups[Depends.PAIR]
+        return sorted(parts, key=lambda part: isinstance(part, ast.Name))
+
+    def _conditions(self, expr: Expr) -> tuple[dict[Edge, list[RowBound]], dict[Depends, list[ast.expr]]]:
+        """The clauses of a predicate: bounds on the walked side's rows, and the others by what they depend on."""
+        edges: dict[Edge, list[RowBound]] = {edge: [] for edge in Edge}
+        groups: dict[Depends, list[ast.expr]] = {
+            end: [] for end in (Depends.NONE, self.owner, self.inner, Depends.PAIR)
+        }
+        self._in_partial = True
+        for clause in conjuncts(self._intern(expr)):
+            bounds = row_bounds(clause, self.spec, self.walked)
+            if bounds and all(bound.op in EDGES for bound in bounds):
+                for bound in bounds:
+                    edges[EDGES[bound.op]].append(bound)
+            elif clause != TRUE:
+                groups[self._depends_on(clause)].append(self._write(clause, False))
+        self._in_partial = False
+        return edges, groups
 
     def number(self, expr: Expr, stem: str) -> ast.expr:
         """A settled float32 expression, ready to be combined with a tile of pairs; `stem` names it if it is one."""
@@ -291,6 +341,8 @@ class Writer:
         """A vector as rows or columns of a tile of pairs."""
         if end is wanted or end is Depends.NONE:
             return value
+        if end is self.inner and _is_costly(value, self._body.costly):
+            value = self._computed_once(value)
         index = "[:, None]" if end is self.owner else "[None, :]"
         return parsed(
             f"{ast.unparse(value)}{index}" if isinstance(value, ast.Name) else f"({ast.unparse(value)}){index}"
@@ -307,7 +359,24 @@ class Writer:
             place = self.outer if outer else self._body.pair if end is Depends.PAIR else self._body.inner
             place.append(Assignment(target, value, comment))
             named[text] = name(target)
+            if end is self.inner and _is_costly(value, self._body.costly):
+                self._body.costly.add(target)
         return named[text]
+
+    def _computed_once(self, value: ast.expr) -> ast.expr:
+        """A vector of the walked side, each entry computed by one thread and handed to all that need it.
+
+        A thread holds many columns of a tile of pairs, and every 8th row of threads holds the same: written plainly, a
+        division of a vector costs a loop as much as if it were done pair by pair.
+        """
+        value = value if isinstance(value, ast.Name) else self._bind(value, self.inner, "term", "")
+        assert isinstance(value, ast.Name)
+        key = f"{value.id} once"
+        if key not in self._body.named:
+            target = self._body.names.fresh(f"{value.id}_once")
+            self._body.inner.append(Assignment(target, self._helper("_once", value, name(self._lanes()))))
+            self._body.named[key] = name(target)
+        return self._body.named[key]
 
     def _memo_of(self, end: Depends) -> dict[tuple[int, bool], ast.expr]:
         return self._memo if end in (Depends.NONE, self.owner) else self._body.memo
@@ -531,6 +600,122 @@ class Writer:
             memo[key] = self._bind(value, end, stem, f"{position} from there")
         return self._spread(memo[key], end, Depends.PAIR)
 
+    # Row numbers of the walked side.
+
+    def _rows(self) -> ast.expr:
+        """What a loop compares with bounds, spread over pairs: numbers within the tile, or rows that the plan gives."""
+        side = self.walked.value
+        numbers = f"{side}_rows" if self.indexed else self._lanes()
+        return self._spread(name(numbers), self.inner, Depends.PAIR)
+
+    def _lanes(self) -> str:
+        """The numbers of the walked side's rows within a tile."""
+        return "key_lanes" if self.walked is Side.K else "query_lanes"
+
+    def _compared_rows(self, edge: Edge, bounds: Sequence[RowBound], rows: ast.expr) -> ast.expr:
+        """Whether rows are not before the first or behind the last one that bounds keep, or without any that exists."""
+        op = ast.GtE() if edge is Edge.FIRST else ast.LtE()
+        if bounds:
+            return self._beside(rows, op, *self._edge(edge, bounds))
+        limit = ast.Constant(0) if edge is Edge.FIRST else infix(self._length(), ast.Sub(), ast.Constant(1))
+        return self._beside(rows, op, limit, Depends.NONE)
+
+    def _beside(self, rows: ast.expr, op: ast.cmpop, limit: ast.expr, end: Depends) -> ast.expr:
+        """Rows compared with a row number, which a contiguous walk takes relative to the tile."""
+        if not self.indexed:
+            block = f"BLOCK_{self.walked.value.upper()}"
+            limit = infix(limit, ast.Sub(), infix(name("tile"), ast.Mult(), name(block)))
+        return compared(rows, op, self._spread(limit, end, Depends.PAIR))
+
+    def _kept_rows(self, rows: ast.expr, conditions: Sequence[ast.expr]) -> ast.expr:
+        """Rows where the conditions hold, elsewhere a number that no bound keeps.
+
+        LLVM joins four and more conditions to vectors of truth values, which costs far more than the conditions. Behind
+        a choice it starts anew; the numbers differ so that two choices do not become one.
+        """
+        kept, row = (self._body.names.fresh(stem + _SUFFIX[Depends.PAIR]) for stem in ("kept", "row"))
+        for number, condition in enumerate(conditions):
+            self._body.pair.append(Assignment(kept, condition, sign="&=" if number else "="))
+        earlier = sum(a.target.startswith("row" + _SUFFIX[Depends.PAIR]) for a in self._body.pair)
+        none = ast.Constant(-2 - earlier if self.indexed else 2147483647 - earlier)
+        self._body.pair.append(Assignment(row, call("tl.where", name(kept), rows, none)))
+        return name(row)
+
+    def _row_bound(self, expr: Binary) -> ast.expr | None:
+        """A comparison within a condition as one of the row number, where it is one; spread over what it depends on."""
+        bounds = row_bounds(expr, self.spec, self.walked) if self._in_partial else ()
+        if len(bounds) != 1:
+            return None
+        bound = bounds[0]
+        if bound.op in EDGES:
+            edge = EDGES[bound.op]
+            limit, end = self._edge(edge, bounds)
+            op: ast.cmpop = ast.GtE() if edge is Edge.FIRST else ast.LtE()
+        else:
+            value, end = self._value_of(bound)
+            held = self._helper("_held", value, ast.Constant(-1), self._length())
+            limit, op = self._bind(held, end, f"that_{self._word()}", ""), _COMPARED[bound.op]
+        if end is Depends.NONE:
+            rows = name(f"{self.walked.value}_rows" if self.indexed else self._lanes())
+            return self._beside(rows, op, limit, Depends.PAIR)
+        return self._beside(self._rows(), op, limit, end)
+
+    def _word(self) -> str:
+        return "key" if self.walked is Side.K else "query"
+
+    def _length(self) -> ast.expr:
+        return name(f"{self.walked.value}_len")
+
+    def _edge(self, edge: Edge, bounds: Sequence[RowBound]) -> tuple[ast.expr, Depends]:
+        """The first or last row of the walked side that bounds leave, and on which end that depends.
+
+        Held to the rows that there are and one more, so that it fits 32 bits and so does its distance from a tile.
+        """
+        first = edge is Edge.FIRST
+        extreme = "tl.maximum" if first else "tl.minimum"
+        total: ast.expr | None = None
+        reach = Depends.NONE
+        for bound in bounds:
+            value, end = self._value_of(bound)
+            reach |= end
+            if bound.op in (BinaryOp.GT, BinaryOp.LT):
+                value = infix(value, ast.Add() if first else ast.Sub(), ast.Constant(1))
+            total = value if total is None else call(extreme, total, value)
+        assert total is not None
+        before_end = infix(self._length(), ast.Sub(), ast.Constant(1))
+        limits = (ast.Constant(0), self._length()) if first else (ast.Constant(-1), before_end)
+        held = self._helper("_held", total, *limits)
+        return self._bind(held, reach, f"{edge.value}_{self._word()}", ""), reach
+
+    def _value_of(self, bound: RowBound) -> tuple[ast.expr, Depends]:
+        """What a row number is compared with, in 64 bits."""
+        start = self._intern(bound.start)
+        end = self._depends_on(start)
+        value = self._wide(start)
+        for step in bound.steps:
+            match step:
+                case Plus():
+                    scalar = self._write(self._intern(step.scalar), False)
+                    if scalar != ast.Constant(0):
+                        value = infix(value, ast.Add() if step.sign > 0 else ast.Sub(), scalar)
+                case Negated():
+                    value = ast.UnaryOp(ast.USub(), value)
+                case Times():
+                    factor = self._write(self._intern(step.factor), False)
+                    ends = (self._wide(x) for x in (step.low, step.high))
+                    reach = (e if isinstance(e, ast.Name) else self._bind(e, Depends.NONE, "edge", "") for e in ends)
+                    value = self._bind(self._helper("_multiple", value, factor, *reach), end, "multiple", "")
+                case _:
+                    assert_never(step)
+        return value, end
+
+    def _wide(self, expr: Expr) -> ast.expr:
+        """An integer in 64 bits."""
+        value = self._write(self._intern(expr), False, hoist=True)
+        if isinstance(value, ast.Constant) or _is_constant(value):
+            return call("tl.full", parsed("()"), value, parsed("tl.int64"))
+        return method(value, "to", parsed("tl.int64"))
+
     # Operators.
 
     def _float(self, expr: Expr, end: Depends, double: bool) -> ast.expr:
@@ -582,6 +767,9 @@ class Writer:
         op = expr.op
         floats = expr.left.type is Type.FLOAT
         if op in COMPARISONS:
+            bound = self._row_bound(expr)
+            if bound is not None:
+                return bound
             exact = floats and not (self._score_in(expr.left) or self._score_in(expr.right))
             left, right = self._at(expr.left, end, exact), self._at(expr.right, end, exact)
             holds = compared(left, _COMPARED[op], right)
@@ -751,7 +939,12 @@ def free_size(spec: MaskSpec, wanted: str) -> tuple[str, int]:
     )
 
 
-_OWN_NAMES = ("bias", "final", "slope")
+_OWN_NAMES = (
+    *("bias", "final", "slope"),
+    *(f"{which}_{word}" for which in ("first", "last", "that") for word in ("key", "query")),
+)
+_AT_ONCE = 3
+"""How many conditions LLVM leaves as they are."""
 _SUFFIX: Mapping[Depends, str] = {Depends.NONE: "", Depends.Q: "_q", Depends.K: "_k", Depends.PAIR: "_qk"}
 _TOTALS: Mapping[Count, str] = {
     Count.BATCH: "batches.to(INTEGER)",
@@ -768,6 +961,26 @@ _COUNTER_OF: Mapping[DimKind, Count] = {
 def _is_counter(index: Expr, kind: DimKind) -> bool:
     """Whether an index is the batch, head or KV head on a dim of that kind, which is always in range."""
     return isinstance(index, Index) and _COUNTER_OF.get(kind) is index.count
+
+
+def _is_costly(value: ast.expr, costly: Container[str]) -> bool:
+    """Whether a value takes many instructions, or is computed from one that does."""
+    for node in ast.walk(value):
+        match node:
+            case ast.BinOp(op=ast.FloorDiv() | ast.Mod()):
+                return True
+            case ast.Call(func=ast.Name(id=called)) if called.startswith("_") and called not in _CHEAP:
+                return True
+            case ast.Attribute(value=ast.Name(id="tl"), attr="exp" | "exp2" | "log" | "log2" | "erf" | "float64"):
+                return True
+            case ast.Name(id=called) if called in costly:
+                return True
+            case _:
+                pass
+    return False
+
+
+_CHEAP = ("_at_least", "_once")
 
 
 def _is_constant(value: ast.expr) -> bool:

@@ -2,7 +2,7 @@
 
 from maskc.codegen.expression import Names, Symbols, Writer
 from maskc.codegen.form import Form
-from maskc.codegen.settle import LOG2_E, Depends
+from maskc.codegen.settle import LOG2_E
 from maskc.codegen.template import (
     Lines,
     Score,
@@ -182,7 +182,7 @@ def kernel(
     full = writer.body(score.changed)
     full_scores = _FROM_PRODUCTS if score.plain else [f"scores = {scores_text(score, writer, Side.Q)}", *_FROM_SCORES]
     partial = writer.body(score.predicate, score.changed)
-    keep = keep_lines(score, writer, Depends.K, "k_exists")
+    keep = keep_lines(score, writer, "k_exists")
     partial_scores = "products * scale_log2" if score.plain else scores_text(score, writer, Side.Q)
     prepared = score_lines(score)
     text = fill(

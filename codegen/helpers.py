@@ -6,6 +6,30 @@ HELPERS compute operators; LOOKUPS search the rows of tables and mix the bits of
 from collections.abc import Iterable
 
 HELPERS = {
+    "_held": '''
+@triton.jit
+def _held(x, low, high):
+    """x where it lies between two row numbers, else the nearer one."""
+    return tl.minimum(tl.maximum(x, low), high).to(tl.int32)
+''',
+    "_multiple": '''
+@triton.jit
+def _multiple(quotient, divisor, low, high):
+    """quotient * divisor; a quotient that no number from low to high has is replaced by one just outside theirs."""
+    return tl.minimum(tl.maximum(quotient, low // divisor - 2), high // divisor + 2) * divisor
+''',
+    "_once": '''
+@triton.jit
+def _once(x, lanes):
+    """A vector, each entry computed by one thread and handed to all that need it: `lanes` numbers the entries.
+
+    Without this every thread computes the entries of all the columns that it holds of a tile of pairs.
+    """
+    if x.dtype == tl.int1:
+        return tl.gather(x.to(tl.int8), lanes, 0) != 0
+    else:
+        return tl.gather(x, lanes, 0)
+''',
     "_at_least": '''
 @triton.jit
 def _at_least(x, INTEGER: tl.constexpr):

@@ -71,7 +71,7 @@ def settle(expr: Expr, spec: MaskSpec) -> Expr:
     """An equal expression: folds written out, constants folded, comparisons and residues taken apart by side, and C
     division where proven.
     """
-    return _divided_in_c(_settled(written_out(expr)), spec, _promised(spec))
+    return _divided_in_c(_settled(written_out(expr)), spec, promised(spec))
 
 
 def settled(spec: MaskSpec) -> MaskSpec:
@@ -83,7 +83,7 @@ def _settled(expr: Expr) -> Expr:
     return _sided(_folded(rebuild(expr, _settled)))
 
 
-def _promised(spec: MaskSpec) -> dict[Expr, tuple[float, float]]:
+def promised(spec: MaskSpec) -> dict[Expr, tuple[float, float]]:
     """Bounds of parameters that the spec claims, as in `claim window >= 1`: every call is checked for them."""
     known: dict[Expr, tuple[float, float]] = {}
     for claim in spec.claims:
@@ -183,7 +183,7 @@ def _sided(expr: Expr) -> Expr:
         case Binary(op=op, left=left, right=right) if op in COMPARISONS and left.type is Type.INT:
             terms = terms_of(left) + [(-sign, term) for sign, term in terms_of(right)]
             if any(sign < 0 and depends(term) is Depends.Q for sign, term in terms):
-                op, terms = _MIRRORED.get(op, op), [(-sign, term) for sign, term in terms]
+                op, terms = MIRRORED.get(op, op), [(-sign, term) for sign, term in terms]
             apart = _apart(terms)
             return expr if apart is None else replace(expr, op=op, left=apart[0], right=apart[1])
         case Cast(type=Type.FLOAT, operand=Unary(op=UnaryOp.ABS | UnaryOp.NEG) as inner):
@@ -196,12 +196,13 @@ def _sided(expr: Expr) -> Expr:
 
 
 Terms = list[tuple[int, Expr]]
-_MIRRORED = {
+MIRRORED: Mapping[BinaryOp, BinaryOp] = {
     BinaryOp.LT: BinaryOp.GT,
     BinaryOp.LE: BinaryOp.GE,
     BinaryOp.GT: BinaryOp.LT,
     BinaryOp.GE: BinaryOp.LE,
 }
+"""What a comparison becomes when its sides change places."""
 
 
 def terms_of(expr: Expr) -> Terms:

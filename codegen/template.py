@@ -15,7 +15,7 @@ from textwrap import dedent, indent
 
 from maskc.analysis.derivative import ZERO, derivative, is_additive
 from maskc.codegen.columns import Cut
-from maskc.codegen.expression import Writer, name, shown, unparsed
+from maskc.codegen.expression import Writer, shown, unparsed
 from maskc.codegen.form import Form
 from maskc.codegen.settle import LOG2_E, Depends, depends, grouped, reads_score, scaled, settle
 from maskc.expr import SCORE, Expr, Side
@@ -244,7 +244,7 @@ def exponent(score: Score, writer: Writer, owner: Side, bound: str) -> str:
     return f"{scores_text(score, writer, owner)} - {bound}"
 
 
-def keep_lines(score: Score, writer: Writer, end: Depends, exists: str) -> Lines:
+def keep_lines(score: Score, writer: Writer, exists: str) -> Lines:
     """The assignments of `keep`, one for each thing that has to hold; `exists` says which of the walked side do."""
-    parts = [unparsed(part) for part in writer.predicate(score.predicate, {end: name(exists)})]
+    parts = [unparsed(part) for part in writer.predicate(score.predicate, exists)]
     return [f"keep = {part}" if number == 0 else f"keep &= {part}" for number, part in enumerate(parts)]
