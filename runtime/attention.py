@@ -183,13 +183,19 @@ class Attention:
         size, tables = self.sizes(q_len, k_len, **options)
         return planning.build(self.spec, size, tile_of(self.spec, size) if tile is None else tile, tables)
 
-    def source(self) -> str:
+    def source(self, dim: int | None = None, dim_v: int | None = None, *, indexed: bool = False) -> str:
         """The generated kernel file: it imports torch and triton only, and its launch functions take the plan's
         tables.
+
+        dim, dim_v: head dims of q and k, and of v (by default the same), where they are no powers of two. indexed: the
+        file for plans that give positions of tokens. Raises MaskUnsupportedError for head dims beyond 256, and where
+        kernels cannot run the spec.
         """
         from maskc.codegen.source import emit
+        from maskc.codegen.variants import named_form
 
-        return emit(self.spec).text
+        dim = 64 if dim is None else dim
+        return emit(self.spec, named_form(self.spec, (dim, dim if dim_v is None else dim_v), indexed=indexed)).text
 
     def sizes(self, q_len: int, k_len: int | None = None, **options: Any) -> tuple[Sizes, dict[str, NDArray[Any]]]:
         """The resolved sizes and all tables as arrays; options as for `plan`."""

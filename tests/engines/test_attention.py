@@ -14,6 +14,8 @@ import torch
 import maskc
 from maskc import MaskInputError, MaskUnsupportedError
 from maskc.check import load
+from maskc.codegen.source import emit
+from maskc.codegen.variants import named_form
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -79,6 +81,17 @@ def test_source_is_a_kernel_file():
     assert "import triton" in text
     assert text == maskc.compile_attention(cases.SPECS["window"], window=7).source()
     compile(text, "kernel.py", "exec")
+
+
+def test_source_is_that_of_the_head_dims_and_keys():
+    attention = maskc.compile_attention(cases.SPECS["window"])
+    spec = attention.spec
+    assert attention.source() == attention.source(128) == emit(spec).text
+    assert attention.source(72, 40) == emit(spec, named_form(spec, (72, 40))).text
+    assert attention.source(indexed=True) == emit(spec, named_form(spec, (64, 64), indexed=True)).text
+    assert len({attention.source(64, dim, indexed=i) for dim in (64, 72) for i in (False, True)}) == 4
+    with pytest.raises(MaskUnsupportedError, match="head dim of v is 257"):
+        attention.source(dim_v=257)
 
 
 def test_engine_follows_the_device():
