@@ -35,10 +35,11 @@ from typing import Any
 import triton
 from static_chips import CHIPS, Roofline, programs, roofline
 from static_code import Loop
-from static_kernels import ROOT, Case, Figures, figures, matrix, work
+from static_kernels import ROOT, Case, Figures, example, figures, matrix, work
 from triton.errors import TritonError
 
-from maskc.codegen.schedule import Configuration, registers, shared_bytes, target_named
+from maskc.codegen.loads import loads
+from maskc.codegen.schedule import Configuration, needs, target_named
 from maskc.runtime import stages
 
 RESULTS = ROOT / "benchmarks" / "results" / "static.json"
@@ -71,12 +72,12 @@ def judge(case: Case, known: Mapping[Case, Figures]) -> Judgement:
     found, chosen, target = known[case], case.configuration, target_named(case.target)
     plain, baseline = known[case.plain], known[case.baseline]
     depths = (plain.full.depth, plain.partial.depth) if plain.full and plain.partial else None
-    pass_ = stages.PASSES[case.entry]
+    needed = needs(target, chosen, case.dims, case.dtype, stages.PASSES[case.entry], loads(example(case.mask)))
     return Judgement(
         case=case,
         figures=found,
-        model_registers=registers(target, chosen, case.dims, pass_),
-        model_shared=shared_bytes(chosen, case.dims, case.dtype, pass_),
+        model_registers=needed.registers,
+        model_shared=needed.shared,
         programs=programs(case.target, chosen.warps, found.registers, found.shared, found.columns),
         full_ratio=_ratio(found.full, baseline.full),
         partial_ratio=_ratio(found.partial, baseline.full),

@@ -15,6 +15,7 @@ from static_code import Loop, amd_figure, read
 from maskc.analysis.plan import build
 from maskc.check import load
 from maskc.codegen.form import Form, announced
+from maskc.codegen.loads import loads
 from maskc.codegen.schedule import Configuration, configuration, target_named
 from maskc.codegen.source import KernelSource, emit
 from maskc.codegen.template import walk_next, walk_start
@@ -140,7 +141,8 @@ def _cases(
     pair = (dims, dims) if isinstance(dims, int) else dims
     heavy = emit(example(mask)).heavy
     for entry in ENTRIES:
-        chosen = configuration(target_named(target), pair, dtype, stages.PASSES[entry], heavy)
+        pass_, read = stages.PASSES[entry], loads(example(mask))
+        chosen = configuration(target_named(target), pair, dtype, pass_, heavy, indexed, read)
         yield Case(mask, entry, target, pair, dtype, chosen, indexed, clauses, choice)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskc.codegen.columns import columns
+from maskc.codegen.loads import loads
 from maskc.codegen.schedule import Configuration, Pass, Target, check, configuration, target_named
 from maskc.codegen.source import Argument, KernelSource, emit
 from maskc.codegen.variants import Variant, named_form, plainest
@@ -147,7 +148,7 @@ def compile_stage(
     if stage not in stages:
         raise MaskUnsupportedError(f"no stage '{stage}' for {target}; it has {', '.join(stages)}")
     variant = plainest(spec, source.form, dims, dtype)
-    chosen = configuration(chip, dims, dtype, PASSES[entry], source.heavy)
+    chosen = configuration(chip, dims, dtype, PASSES[entry], source.heavy, source.form.indexed, loads(spec))
     compiled = compile_kernel(source, spec, entry, chip, variant, chosen)
     if stage == "sass":
         return disassembled(compiled)

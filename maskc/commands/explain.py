@@ -8,7 +8,9 @@ from time import perf_counter
 from typing import Any
 
 from maskc.analysis.plan import BlockPlan, Part, Statistics, build, part_pairs, part_tiles, statistics
+from maskc.codegen.loads import loads
 from maskc.codegen.schedule import TARGETS, configuration, target_named
+from maskc.codegen.source import emit
 from maskc.commands import options
 from maskc.commands.options import Array
 from maskc.diagnostics import MaskInputError
@@ -102,7 +104,8 @@ def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: 
             return tiles.INTERPRETED.tile
         case _:
             dims, dtype = options.dims(chosen), kernel_dtype(target, chosen)
-            return configuration(target_named(target), dims, dtype, "forward").tile
+            heavy, read = emit(spec).heavy, loads(spec)
+            return configuration(target_named(target), dims, dtype, "forward", heavy, loads=read).tile
 
 
 def explanation(planned: Planned) -> dict[str, Any]:

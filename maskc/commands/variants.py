@@ -8,6 +8,7 @@ from typing import Any
 
 from maskc.codegen import variants
 from maskc.codegen.form import Form, announced
+from maskc.codegen.loads import loads
 from maskc.codegen.schedule import Configuration, Pass, configuration, target_named
 from maskc.codegen.source import emit
 from maskc.commands.explain import source_text
@@ -52,7 +53,7 @@ def announcement(spec: MaskSpec, dims: tuple[int, int], dtype: str, target: str)
 
     chip = target_named(target)
     heavy = emit(spec).heavy
-    configurations = {pass_: configuration(chip, dims, dtype, pass_, heavy) for pass_ in PASSES}
+    configurations = {pass_: configuration(chip, dims, dtype, pass_, heavy, loads=loads(spec)) for pass_ in PASSES}
     version = loader.triton_version()
     files = []
     for indexed in (False, True):
