@@ -115,9 +115,10 @@ class Attention:
         engine = self.engine_for(q)
         if return_lse and self.spec.normalizer.form is not Form.SOFTMAX:
             raise MaskUnsupportedError([_without_lse(self.spec)])
-        q, k, v = _under_autocast(q, k, v)
+        if torch._C._is_any_autocast_enabled():
+            q, k, v = _under_autocast(q, k, v)
         k, v, key_parts = _joined(k, v)
-        check = q.device.type == "cpu" if validate is None else validate
+        check = q.is_cpu if validate is None else validate
         options = {**self.given, **given}
         lse: Tensor | None
         if engine == "dense":
@@ -143,13 +144,12 @@ class Attention:
                 options["q_offset"] = q_offset
             if k_offset is not None:
                 options["k_offset"] = k_offset
-            if torch.compiler.is_compiling():
-                inputs.check_qkv(q, k, v)  # the operators check it as well, but not while they are traced
-            tensors, scalars = inputs.separate(options, q.device)
+            tensors, scalars = inputs.separate(options, q)
             out, lse = autograd.run(self._programs[engine], q, k, v, tensors, scalars, key_parts, check)
             outputs = {}  # no engine that refuses reductions has any
-        found = (out, *((lse,) if return_lse else ()), *((outputs,) if aux else ()))
-        return found if len(found) > 1 else out
+        if not return_lse and not aux:
+            return out
+        return (out, *((lse,) if return_lse else ()), *((outputs,) if aux else ()))
 
     def engine_for(self, q: Tensor) -> str:
         """The engine that a call with this tensor takes."""
@@ -157,7 +157,7 @@ class Attention:
             raise MaskInputError(f"q is a {type(q).__name__}; expected a tensor (batch, head, seq, dim)")
         if self.engine != "auto":
             return self.engine
-        return "triton" if q.device.type == "cuda" else "tiled"
+        return "triton" if q.is_cuda else "tiled"
 
     def mask(self, q_len: int, k_len: int | None = None, **options: Any) -> NDArray[np.bool_]:
         """The kept pairs as a dense boolean array [batch?, head?, q_len, k_len] (dims that it does not depend on are

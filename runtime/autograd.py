@@ -3,14 +3,15 @@ compilers see it.
 
 Both are plain `torch.library` operators with fake kernels, so they trace under `torch.compile(fullgraph=True)`. The
 Autograd kernel is registered by hand (a ctx-style Function that redispatches below autograd): less than half the host
-time of `custom_op` with `register_autograd`. Operators take tensors and numbers only, so what was compiled (spec,
-engine, scale) stands in a table and is named by its number; equal programs share one.
+time of `custom_op` with `register_autograd`. An eager call that nobody looks at leaves the dispatcher out. Operators
+take tensors and numbers only, so what was compiled (spec, engine, scale) stands in a table and is named by its number;
+equal programs share one.
 
 Second derivatives and forward-mode AD raise: torch would answer the latter with tangent 0 and not say a word.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol, cast
 
@@ -90,10 +91,30 @@ def run(
     """
     if key_parts is not None:
         scalars = scalars | {f"k[{place}]": length for place, length in enumerate(key_parts)}
-    out, lse = torch.ops.maskc.forward.default(
-        q, k, v, [*tensors.values()], [*scalars.values()], " ".join((*tensors, *scalars)), program, validate
-    )
+    given = [*tensors.values()]
+    rest = [*scalars.values()], " ".join((*tensors, *scalars)), program, validate
+    if not q.is_meta and _is_unseen(q, k, v, *given):
+        return _attend(q, k, v, given, *rest)
+    inputs.check_qkv(q, k, v)  # so that what a compiler traces raises this error, too
+    out, lse = torch.ops.maskc.forward.default(q, k, v, given, *rest)
     return out, lse
+
+
+def _is_unseen(*tensors: Tensor) -> bool:
+    """Whether nobody looks at operators and no tensor asks the dispatcher for more than a kernel.
+
+    Then what is registered behind the operators is called straight away: the dispatcher would take 10 us.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    plain = [type(x) in (Tensor, Parameter) and not x.is_neg() for x in tensors]
+    return all(plain)
 
 
 @cache
@@ -110,7 +131,9 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     tensors, scalars, names, number, validate = rest
     given = Given(q, k, v, tensors, scalars, names, _programs[number])
     recalling = _recalling(given.program.engine)
-    if recalling is not None and not validate:
+    if recalling is not None:
+        if validate:
+            inputs.validate(given.call())
         return recalling.recall_forward(given)
     call = given.call()
     if validate:
@@ -149,27 +172,17 @@ def _fake_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _is_plain(*tensors: Tensor) -> bool:
-    """Whether nobody between autograd and the kernels wants to see the operators: no mode, no kind of tensor."""
-    return not torch._C._len_torch_dispatch_stack() and all(type(x) in (Tensor, Parameter) for x in tensors)
-
-
-def _below_autograd(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], rest: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    """Dispatching to the kernel once more would cost 5 us."""
-    forward = _forward if _is_plain(q, k, v, *tensors) else torch.ops.maskc.forward.default
-    with torch._C._AutoDispatchBelowAutograd():
-        out, lse = forward(q, k, v, tensors, *rest)
-    return out, lse
+_Below = Callable[..., tuple[Tensor, Tensor]]
+"""What lies below autograd: the operator again, or the function behind it."""
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], rest: tuple[Any, ...]
+        ctx: Any, below: _Below, q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], rest: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor]:
-        out, lse = _below_autograd(q, k, v, tensors, rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = below(q, k, v, tensors, *rest)
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
         ctx.rest = rest[:-1]
         ctx.set_materialize_grads(False)
@@ -178,16 +191,19 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         if d_out is None and d_lse is None:
-            return (None,) * 5
+            return (None,) * 6
         q, k, v, out, lse, *tensors = saved = ctx.saved_tensors
         seen = [x for x in (d_out, d_lse, *saved) if x is not None]
         _refuse_tangents(*seen)
-        # Where nobody asks for second derivatives, and nobody looks, the way through the dispatcher is left out.
-        plain = not torch.is_grad_enabled() and _is_plain(*seen)
-        backward = _backward if plain else torch.ops.maskc.backward.default
+        twice = torch.is_grad_enabled()  # somebody asks for second derivatives, which the operator refuses
+        backward = torch.ops.maskc.backward.default if twice or not _is_unseen(*seen) else _backward
         gradients = backward(d_out, d_lse, out, lse, q, k, v, tensors, *ctx.rest)
-        wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-        return (*wanted, None, None)
+        wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[1:], strict=False))
+        return (None, *wanted, None, None)
+
+
+_apply = super(torch.autograd.Function, _Forward).apply
+"""`_Forward.apply` but for what concerns `torch.func`, whose transforms are refused before; that takes 1.5 us."""
 
 
 class _Backward(torch.autograd.Function):
@@ -205,7 +221,10 @@ class _Backward(torch.autograd.Function):
         )
 
 
-def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *rest: Any, below: _Below = _forward
+) -> tuple[Tensor, Tensor]:
+    """The operator `forward` for tensors that autograd knows."""
     _refuse_tangents(q, k, v, *tensors)
     if torch._C._are_functorch_transforms_active():
         raise MaskUnsupportedError(
@@ -213,10 +232,15 @@ def _autograd_forward(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], *r
             "use torch.autograd, or engine='dense', which is made of torch's own operators"
         )
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out, lse = _Forward.apply(q, k, v, tensors, rest)  # type: ignore[no-untyped-call]
+        out, lse = _apply(below, q, k, v, tensors, rest)
     else:
-        out, lse = _below_autograd(q, k, v, tensors, rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            out, lse = below(q, k, v, tensors, *rest)
     return out, lse
+
+
+def _autograd_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _attend(*arguments, below=torch.ops.maskc.forward.default)
 
 
 def _autograd_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

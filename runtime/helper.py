@@ -18,12 +18,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-FUNCTIONS = ("forward", "backward_rows", "backward_queries", "backward_keys")
+FUNCTIONS = ("forward", "forward_part", "merge", "backward_rows", "backward_queries", "backward_keys")
+WRITES = {"forward_part": (4, 5)}
+"""Where the functions that give nothing back have the arguments that they write to; those travel back."""
+
 _LENGTH = struct.Struct("<Q")
 
 
 def send(stream: IO[bytes], value: Any) -> None:
-    """Writes one message: numbers, strings, None, tensors, and tuples and dicts of them."""
+    """Writes one message: numbers, strings, None, dtypes, tensors, and tuples and dicts of them."""
     tensors: list[Tensor] = []
     header = {"value": _encoded(value, tensors), "tensors": [_layout(x) for x in tensors]}
     text = json.dumps(header).encode()
@@ -57,6 +60,8 @@ def _encoded(value: Any, tensors: list[Tensor]) -> Any:
         case Tensor():
             tensors.append(value)
             return {"tensor": len(tensors) - 1}
+        case torch.dtype():
+            return {"dtype": _name(value)}
         case tuple():
             return {"tuple": [_encoded(v, tensors) for v in value]}
         case dict():
@@ -69,12 +74,18 @@ def _decoded(value: Any, tensors: Sequence[Tensor]) -> Any:
     match value:
         case {"tensor": number}:
             return tensors[number]
+        case {"dtype": name}:
+            return getattr(torch, name)
         case {"tuple": items}:
             return tuple(_decoded(v, tensors) for v in items)
         case {"dict": items}:
             return {k: _decoded(v, tensors) for k, v in items.items()}
         case _:
             return value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -86,9 +97,8 @@ def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 def _layout(x: Tensor) -> dict[str, Any]:
     """What the other side needs to see the same tensor, strides included."""
-    dtype = str(x.dtype).removeprefix("torch.")
     size = _span(x.shape, x.stride()) * x.element_size()
-    return {"dtype": dtype, "shape": list(x.shape), "stride": list(x.stride()), "bytes": size}
+    return {"dtype": _name(x.dtype), "shape": list(x.shape), "stride": list(x.stride()), "bytes": size}
 
 
 def _bytes(x: Tensor) -> bytes:
@@ -125,7 +135,8 @@ def serve() -> None:
             send(answers, {"error": f"{type(error).__name__}: {error}"})
 
 
-def _run(request: dict[str, Any], modules: dict[str, ModuleType]) -> Any:
+def _run(request: dict[str, Any], modules: dict[str, ModuleType]) -> tuple[Any, tuple[Tensor, ...]]:
+    """What the function gives, and what it wrote to."""
     from maskc.runtime import loader
 
     path, function = request["file"], request["function"]
@@ -133,4 +144,6 @@ def _run(request: dict[str, Any], modules: dict[str, ModuleType]) -> Any:
         raise ValueError(f"no function {function!r}")
     if path not in modules:
         modules[path] = loader.load_file(Path(path))
-    return getattr(modules[path], function)(*request["arguments"])
+    arguments = request["arguments"]
+    result = getattr(modules[path], function)(*arguments)
+    return result, tuple(arguments[place] for place in WRITES.get(function, ()))

@@ -26,6 +26,7 @@ from maskc.shapes import check_shapes, check_vectors, declaration, free_sizes, m
 from maskc.spec import InputSpec, MaskSpec, Sizes
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_NUMBERS = (bool, int, float)
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -258,7 +259,7 @@ def number(spec: MaskSpec, name: str, value: object) -> Scalar:
     raise MaskInputError(f"{kind} '{name}' is a {type(value).__name__}; expected a number")
 
 
-def separate(given: Mapping[str, object], device: torch.device) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
+def separate(given: Mapping[str, object], q: Tensor) -> tuple[dict[str, Tensor], dict[str, Scalar]]:
     """Tensors and numbers among the keyword arguments, for the operators, which check the rest.
 
     Refuses everything else, and tensors on another device: they would decide which kernel the operator takes.
@@ -267,12 +268,12 @@ def separate(given: Mapping[str, object], device: torch.device) -> tuple[dict[st
     scalars: dict[str, Scalar] = {}
     for name, value in given.items():
         if isinstance(value, Tensor):
-            if value.device != device:
-                raise MaskInputError(f"'{name}' is on {value.device}; expected {device}, where q is")
+            if value.device != q.device:
+                raise MaskInputError(f"'{name}' is on {value.device}; expected {q.device}, where q is")
             tensors[name] = value
-        elif isinstance(value, bool | int | float):
+        elif isinstance(value, _NUMBERS):
             scalars[name] = value
-        elif isinstance(value, np.generic) and isinstance(value.item(), bool | int | float):
+        elif isinstance(value, np.generic) and isinstance(value.item(), _NUMBERS):
             scalars[name] = value.item()
         else:
             raise MaskInputError(f"'{name}' is a {type(value).__name__}; expected a tensor or a number")

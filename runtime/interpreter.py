@@ -20,10 +20,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from maskc.codegen.schedule import Pass
 from maskc.codegen.source import KernelSource
 from maskc.diagnostics import MaskError, MaskInputError, MaskUnsupportedError
-from maskc.runtime import cache, helper, loader, tables, variants
+from maskc.runtime import cache, helper, loader, passes, tables, variants
 from maskc.runtime.inputs import Call
+from maskc.runtime.tables import Tables
 from maskc.runtime.tiles import INTERPRETED
 
 _START = """
@@ -150,18 +152,21 @@ def _check(call: Call) -> None:
 
 def _run(source: KernelSource, function: str, *arguments: Any) -> Any:
     file = str(cache.publish(source.text, loader.triton_version()))
-    return _ask({"file": file, "function": function, "arguments": arguments})
+    result, written = _ask({"file": file, "function": function, "arguments": arguments})
+    for place, x in zip(helper.WRITES.get(function, ()), written, strict=True):
+        arguments[place].copy_(x)
+    return result
+
+
+def _plan(call: Call, pass_: Pass, found: Tables, strided: tuple[Tensor, ...]) -> passes.Plan:
+    return passes.plan(call, pass_, variants.config(call, INTERPRETED, strided), found)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     _check(call)
-    (part,) = tables.build(call, INTERPRETED.tile).parts
-    source = variants.source(call, part)
-    config = variants.config(call, INTERPRETED, (call.q, call.k, call.v))
-    given = variants.arguments(call, source)
-    out, lse = _run(source, "forward", call.q, call.k, call.v, part.by_query.walk, given, call.scale, config)
-    return out, lse
+    found = tables.build(call, INTERPRETED.tile)
+    return passes.forward(call, _plan(call, "forward", found, (call.q, call.k, call.v)), _run)
 
 
 def backward(
@@ -169,13 +174,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     _check(call)
-    (part,) = tables.build(call, INTERPRETED.tile).parts
-    source = variants.source(call, part)
-    config = variants.config(call, INTERPRETED, (call.q, call.k, call.v, d_out))
-    rest = (variants.arguments(call, source), call.scale, config)
+    found = tables.build(call, INTERPRETED.tile)
+    plans = [_plan(call, pass_, found, (call.q, call.k, call.v, d_out)) for pass_ in ("queries", "keys")]
     statistic = None if d_lse is None else d_lse.to(torch.float32).contiguous()
-    delta, bound = _run(source, "backward_rows", out, lse, d_out, statistic, config)
-    common = (call.q, call.k, call.v, d_out, delta, bound)
-    d_q = _run(source, "backward_queries", *common, part.by_query.walk, *rest)
-    d_k, d_v = _run(source, "backward_keys", *common, part.by_key.walk, *rest)
-    return d_q, d_k, d_v
+    return passes.backward(call, *plans, out, lse, d_out, statistic, _run)

@@ -77,7 +77,7 @@ def arguments(call: Call, source: KernelSource) -> dict[str, Any]:
     given |= call.sizes.parameter
     given |= call.sizes.axis
     for name, offset in (("q_offset", call.sizes.q_offset), ("k_offset", call.sizes.k_offset)):
-        given[name] = call.inputs[name].contiguous() if offset is None else offset
+        given[name] = call.inputs[name] if offset is None else offset
     return given
 
 
@@ -98,12 +98,17 @@ def config(call: Call, chosen: Configuration, tensors: Sequence[Tensor]) -> dict
 
 def _tf32(call: Call) -> bool:
     """Whether dots may round float32; of other dtypes there is nothing to round."""
-    return call.q.dtype is torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return call.q.dtype is torch.float32 and allows_tf32()
 
 
 def _wide(call: Call, tensors: Sequence[Tensor]) -> bool:
     """Whether integers, or offsets in tensors, need 64 bits."""
     return not (_narrow_spec(call.spec, call.sizes) and _narrow_tensors(call, tensors))
+
+
+def allows_tf32() -> bool:
+    """Whether torch lets products of float32 be computed in TF32, by whichever of its two settings."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")  # `allow_tf32` raises where this one was set
 
 
 @lru_cache(maxsize=256)

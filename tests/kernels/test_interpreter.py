@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from maskc.diagnostics import MaskError, MaskUnsupportedError
 from maskc.runtime import cache, helper, interpreter, loader
 
 CASE = Case("small", "keep k <= q", lengths=(9, 9))
+
+
+def request(file: str, function: str = "") -> dict[str, Any]:
+    return {"file": file, "function": function, "arguments": ()}
 
 
 def test_one_helper_serves_all_calls() -> None:
@@ -31,7 +36,7 @@ def test_a_dead_helper_is_an_error_and_then_replaced() -> None:
     interpreter._running[0].process.kill()
     # The call that meets the death says so; one that comes after it has been noticed just works.
     with pytest.raises(MaskError, match="helper process of engine 'interpret' ended with code -9"):
-        interpreter._running[0].ask({"file": "", "function": "", "arguments": ()})
+        interpreter._running[0].ask(request(""))
     assert torch.equal(interpreter.forward(call)[0], out)
 
 
@@ -41,7 +46,7 @@ def test_an_error_in_a_kernel_is_reported_and_survived() -> None:
     process = interpreter._running[0].process
     file = cache.publish("def forward():\n    raise ValueError('no such tile')\n", loader.triton_version())
     with pytest.raises(MaskError, match="ValueError: no such tile"):
-        interpreter._run(str(file), "forward")
+        interpreter._ask(request(str(file), "forward"))
     interpreter.forward(call)
     assert interpreter._running[0].process is process
 
@@ -49,14 +54,14 @@ def test_an_error_in_a_kernel_is_reported_and_survived() -> None:
 def test_only_the_functions_of_kernel_files_run() -> None:
     file = cache.publish("import os\n", loader.triton_version())
     with pytest.raises(MaskError, match="no function 'system'"):
-        interpreter._run(str(file), "system")
+        interpreter._ask(request(str(file), "system"))
 
 
 def test_a_file_that_is_not_what_its_name_says_is_not_run() -> None:
     file = cache.publish("def forward():\n    return 1\n", loader.triton_version())
     file.write_text("def forward():\n    return 2\n")
     with pytest.raises(MaskError, match="does not hold the text"):
-        interpreter._run(str(file), "forward")
+        interpreter._ask(request(str(file), "forward"))
 
 
 def test_calls_from_several_threads() -> None:
@@ -81,8 +86,8 @@ def test_calls_from_several_threads() -> None:
     [
         (torch.bfloat16, (16, 16), "no bfloat16"),
         (torch.float64, (16, 16), "q, k and v are float64"),
-        (torch.float32, (24, 16), "head dim of q and k is 24"),
-        (torch.float32, (16, 256), "head dim of v is 256"),
+        (torch.float32, (257, 16), "head dim of q and k is 257"),
+        (torch.float32, (16, 300), "head dim of v is 300"),
     ],
 )
 def test_what_it_cannot_run_is_refused_by_name(dtype: torch.dtype, dims: tuple[int, int], named: str) -> None:
@@ -105,7 +110,7 @@ def test_messages_keep_what_they_carry() -> None:
     """Strides, dtypes, empty tensors and extreme numbers come out as they went in."""
     base = torch.arange(24, dtype=torch.float16).reshape(2, 3, 4)
     tensors = (base.transpose(0, 2), base[:, 1:2], torch.ones(()).expand(3, 4), torch.zeros(0, 5), torch.tensor([True]))
-    value = (tensors, {"x": (2**62, -1.5e-300, float("-inf"), None, "text", True)})
+    value = (tensors, {"x": (2**62, -1.5e-300, float("-inf"), None, "text", True, torch.float16)})
     program = """
 import sys
 from maskc.runtime import helper
