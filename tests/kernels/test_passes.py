@@ -1,24 +1,18 @@
 """The sequence of functions of kernel files, for one part and for several, judged against dense attention."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from kernels import plans
 from kernels.cases import Case, judged
-from torch import Tensor
+from kernels.engines import TILE, Engine
 
 from maskc.analysis.plan import BlockPlan
-from maskc.codegen.schedule import Pass
-from maskc.codegen.source import KernelSource
 from maskc.expr import Binary, BinaryOp, Expr, Literal, Position, Side, Type
-from maskc.runtime import interpreter, passes, tables, variants
 from maskc.runtime.inputs import Call
-from maskc.runtime.tiles import INTERPRETED
 
-TILE = INTERPRETED.tile
 CASE = Case("parts", "keep k <= q or k < 3", heads=(4, 2), lengths=(45, 70), dims=(16, 24), offsets={"q_offset": 25})
 EVERY_THIRD = Binary(
     Type.BOOL,
@@ -40,31 +34,6 @@ PLANS = {
     "parts of keys": (in_parts(EVERY_THIRD, packed=False), 1),
     "parts of queries, shares": (in_parts(FIRST_ROWS, packed=True), 2),
 }
-
-
-@dataclass
-class Engine:
-    """The interpreter with plans of our choice; notes the functions that it calls."""
-
-    plan: Callable[[Call], BlockPlan]
-    splits: int
-    called: list[str] = field(default_factory=list)
-
-    def run(self, source: KernelSource, function: str, *arguments: Any) -> Any:
-        self.called.append(function)
-        return interpreter._run(source, function, *arguments)
-
-    def planned(self, call: Call, pass_: Pass, splits: int, *strided: Tensor) -> passes.Plan:
-        found = tables.of_plan(self.plan(call), call.q.device, splits)
-        config = variants.config(call, INTERPRETED, (call.q, call.k, call.v, *strided))
-        return passes.plan(call, pass_, config, found)
-
-    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        return passes.forward(call, self.planned(call, "forward", self.splits), self.run)
-
-    def backward(self, call: Call, out: Tensor, lse: Tensor, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor, ...]:
-        plans_ = [self.planned(call, pass_, 1, d_out) for pass_ in ("queries", "keys")]
-        return passes.backward(call, *plans_, out, lse, d_out, d_lse, self.run)
 
 
 @pytest.mark.parametrize(
