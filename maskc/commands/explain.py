@@ -15,6 +15,7 @@ from maskc.commands import options
 from maskc.commands.options import Array
 from maskc.diagnostics import MaskInputError
 from maskc.expr import Expr
+from maskc.features import refusal
 from maskc.spec import MaskSpec, Sizes
 
 MOST_TILES = 2**30  # two million tokens squared in tiles of 64 x 64
@@ -104,8 +105,8 @@ def engine_tile(spec: MaskSpec, sizes: Sizes, engine: str, target: str, chosen: 
             return tiles.INTERPRETED.tile
         case _:
             dims, dtype = options.dims(chosen), kernel_dtype(target, chosen)
-            heavy, read = emit(spec).heavy, loads(spec)
-            return configuration(target_named(target), dims, dtype, "forward", heavy, loads=read).tile
+            heavy = refusal(spec, "triton") is None and emit(spec).heavy
+            return configuration(target_named(target), dims, dtype, "forward", heavy, loads=loads(spec)).tile
 
 
 def explanation(planned: Planned) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`maskc emit --variants`: every kernel that calls with a mask can ask for, before there is any call."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -32,14 +32,17 @@ class File:
 
 @dataclass(frozen=True)
 class Announced:
-    """The closed set of a mask's variants for head dims and a dtype, and how each pass is run on a target."""
+    """The closed set of a mask's variants for head dims and a dtype.
+
+    configurations: how each pass is run on the target, with contiguous keys and with indexed ones.
+    """
 
     spec: MaskSpec
     dims: tuple[int, int]
     dtype: str
     target: str
     files: tuple[File, ...]
-    configurations: dict[Pass, Configuration]
+    configurations: dict[Pass, tuple[Configuration, Configuration]]
 
     @property
     def count(self) -> int:
@@ -52,8 +55,11 @@ def announcement(spec: MaskSpec, dims: tuple[int, int], dtype: str, target: str)
     from maskc.runtime import cache, loader
 
     chip = target_named(target)
-    heavy = emit(spec).heavy
-    configurations = {pass_: configuration(chip, dims, dtype, pass_, heavy, loads=loads(spec)) for pass_ in PASSES}
+    heavy, read = emit(spec).heavy, loads(spec)
+
+    def chosen(pass_: Pass, indexed: bool) -> Configuration:
+        return configuration(chip, dims, dtype, pass_, heavy, indexed, read)
+
     version = loader.triton_version()
     files = []
     for indexed in (False, True):
@@ -61,6 +67,7 @@ def announcement(spec: MaskSpec, dims: tuple[int, int], dtype: str, target: str)
             form = variants.named_form(spec, dims, indexed=indexed, clauses=clauses)
             count = math.prod(map(len, variants.choices(spec, form, dtype).values()))
             files.append(File(cache.name_of(emit(spec, form).text, version), form, clauses, count))
+    configurations = {pass_: (chosen(pass_, False), chosen(pass_, True)) for pass_ in PASSES}
     return Announced(spec, dims, dtype, chip.name, tuple(files), configurations)
 
 
@@ -71,7 +78,6 @@ def announced_text(found: Announced) -> str:
     for file in found.files:
         files.append((file.name[:SHOWN], str(file.count), _keys(file.form), _evaluated(file.clauses, spec)))
     clauses = [(f"clause {n}", shorten(text, 96, placeholder=" ...")) for n, text in enumerate(_clause_texts(spec))]
-    configurations = [(PASSES[pass_], str(chosen)) for pass_, chosen in found.configurations.items()]
     dims = " | ".join(map(str, found.dims))
     lines = [
         f"{spec.name}: {found.count:,} variants of {len(found.files)} kernel files; {DTYPE_NAMES[found.dtype]}, "
@@ -83,12 +89,22 @@ def announced_text(found: Announced) -> str:
         *_table(_differences(found)),
         "",
         f"tiles of queries x keys on {found.target}",
-        *_table(configurations),
+        *_table(list(_configurations(found))),
         "",
         "Each is compiled when a call first asks for it. Lengths, batch size, heads, values of parameters and offsets,",
         "other strides, contents and plans choose among them and add none.",
     ]
     return "\n".join(lines)
+
+
+def _configurations(found: Announced) -> Iterator[tuple[str, str]]:
+    """A line per pass, or one each for contiguous and for indexed keys."""
+    for pass_, (contiguous, indexed) in found.configurations.items():
+        if contiguous == indexed:
+            yield PASSES[pass_], str(contiguous)
+        else:
+            yield f"{PASSES[pass_]}, contiguous", str(contiguous)
+            yield f"{PASSES[pass_]}, indexed", str(indexed)
 
 
 def _clause_texts(spec: MaskSpec) -> list[str]:
@@ -107,22 +123,21 @@ def announced_object(found: Announced) -> dict[str, Any]:
         "variants": found.count,
         "clauses": _clause_texts(found.spec),
         "files": [_file_object(file, found) for file in found.files],
-        "configurations": {
-            pass_: {"tile": list(c.tile), "warps": c.warps, "stages": c.stages}
-            for pass_, c in found.configurations.items()
-        },
     }
 
 
 def _file_object(file: File, found: Announced) -> dict[str, Any]:
-    choices = dict(variants.choices(found.spec, file.form, found.dtype))
-    choices["inputs"] = {name: _input_dtypes(found.spec, name) for name in _inputs(found.spec, file.form)}
+    configurations = {pass_: chosen[file.form.indexed] for pass_, chosen in found.configurations.items()}
+    inputs = {name: _input_dtypes(found.spec, name) for name in _inputs(found.spec, file.form)}
     return {
         "file": file.name,
         "keys": _keys(file.form),
         "clauses": list(file.clauses),
         "variants": file.count,
-        "choices": choices,
+        "choices": {**variants.choices(found.spec, file.form, found.dtype), "inputs": inputs},
+        "configurations": {
+            pass_: {"tile": list(c.tile), "warps": c.warps, "stages": c.stages} for pass_, c in configurations.items()
+        },
     }
 
 

@@ -183,6 +183,12 @@ def test_the_seed_decides_what_is_drawn(maskc: Maskc) -> None:
     assert first["live_pairs"] == again["live_pairs"] != other["live_pairs"]
 
 
+def test_explain_shows_plans_of_masks_that_kernels_refuse(maskc: Maskc) -> None:
+    Path("learned.mask").write_text("mask learned:\n    input c: float[] learned\n    keep k <= q\n    score += c\n")
+    assert maskc("emit", "learned.mask", "--stage", "kernel")[0] == 1
+    assert explained(maskc, "learned.mask", "--seq", "300", "--target", "sm_90")["live_pairs"] == 300 * 301 // 2
+
+
 @pytest.mark.parametrize(("dtype", "name"), [("float16", "fp16"), ("float32", "fp32")])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_explain_shows_the_tile_of_the_target(maskc: Maskc, target: str, dtype: str, name: Any) -> None:
