@@ -51,15 +51,16 @@ FULL_LIMIT, INDEXED_LIMIT, PARTIAL_LIMIT = 1.05, 1.10, 2.0
 class Judgement:
     """The figures of a kernel beside those of the model and of the mask-free kernel.
 
-    model_registers, model_shared: what the model of `schedule` takes it to need. programs: on one multiprocessor at a
-    time. full_ratio, partial_ratio: instructions of the loops over those of the mask-free kernel's loop of full tiles.
-    free_depth: the depths of the mask-free kernel's loops. rooflines: by chip.
+    model_registers, model_shared, model_columns: what the model of `schedule` takes it to need. programs: on one
+    multiprocessor at a time. full_ratio, partial_ratio: instructions of the loops over those of the mask-free
+    kernel's loop of full tiles. free_depth: the depths of the mask-free kernel's loops. rooflines: by chip.
     """
 
     case: Case
     figures: Figures
     model_registers: int
     model_shared: int
+    model_columns: int
     programs: int
     full_ratio: float | None
     partial_ratio: float | None
@@ -78,6 +79,7 @@ def judge(case: Case, known: Mapping[Case, Figures]) -> Judgement:
         figures=found,
         model_registers=needed.registers,
         model_shared=needed.shared,
+        model_columns=needed.columns,
         programs=programs(case.target, chosen.warps, found.registers, found.shared, found.columns),
         full_ratio=_ratio(found.full, baseline.full),
         partial_ratio=_ratio(found.partial, baseline.full),
