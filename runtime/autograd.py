@@ -145,8 +145,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tenso
 def _backward(
     d_out: Tensor | None, d_lse: Tensor | None, out: Tensor, lse: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *others, number = arguments
-    given = Given(*others, _programs[number])
+    q, k, v, tensors, scalars, names, number = arguments
+    given = Given(q, k, v, tensors, scalars, names, _programs[number])
     if d_out is None:
         d_out = torch.zeros_like(out)
     recalling = _recalling(given.program.engine)
@@ -232,7 +232,7 @@ def _attend(
             "use torch.autograd, or engine='dense', which is made of torch's own operators"
         )
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out, lse = _apply(below, q, k, v, tensors, rest)
+        out, lse = _apply(below, q, k, v, tensors, rest)  # type: ignore[no-untyped-call]
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, lse = below(q, k, v, tensors, *rest)

@@ -175,6 +175,7 @@ def backward(
     """Gradients of q, k and v."""
     _check(call)
     found = tables.build(call, INTERPRETED.tile)
-    plans = [_plan(call, pass_, found, (call.q, call.k, call.v, d_out)) for pass_ in ("queries", "keys")]
+    strided = call.q, call.k, call.v, d_out
+    queries, keys = _plan(call, "queries", found, strided), _plan(call, "keys", found, strided)
     statistic = None if d_lse is None else d_lse.to(torch.float32).contiguous()
-    return passes.backward(call, *plans, out, lse, d_out, statistic, _run)
+    return passes.backward(call, queries, keys, out, lse, d_out, statistic, _run)

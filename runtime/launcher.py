@@ -179,9 +179,9 @@ def _replayed(call: Call, known: _Known, upstream: tuple[Tensor, ...]) -> tuple[
     """The results of a checked call."""
     if known.copies:
         upstream = _copied(upstream)
-    made = [x for pass_, *of in known.tables for x in _tensors(passes.walks(pass_, tables.build(call, *of)))]
+    found = [passes.walks(pass_, tables.build(call, tile, splits)) for pass_, tile, splits in known.tables]
     named = (call.inputs[name] for name in known.names)
-    return known.record.replay([call.q, call.k, call.v, *named, *upstream, *made])
+    return known.record.replay([call.q, call.k, call.v, *named, *upstream, *_tensors(found)])
 
 
 def _anew(call: Call, what: _What, upstream: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
@@ -245,16 +245,21 @@ def _record(call: Call, names: Sequence[str], upstream: Sequence[Tensor], chosen
         plans.append(replace(plan, parts=_mapped(plan.parts, recorder.twin)) if anew else plan)
     with _device(call):
         if not back:
-            return recorder.record(lambda: passes.forward(twin, *plans, recorder.run))
+            return recorder.record(lambda: passes.forward(twin, plans[0], recorder.run))
         out, lse, d_out, *rest = back
-        d_lse = rest[0] if rest else None
-        return recorder.record(lambda: passes.backward(twin, *plans, out, lse, d_out, d_lse, recorder.run))
+        d_lse, (queries, keys) = rest[0] if rest else None, plans
+        return recorder.record(lambda: passes.backward(twin, queries, keys, out, lse, d_out, d_lse, recorder.run))
 
 
 def _tensors(value: Any) -> list[Tensor]:
     """All tensors in nested sequences, in the order in which `_mapped` changes them."""
     found: list[Tensor] = []
-    _mapped(value, lambda x: found.append(x) or x)
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    _mapped(value, note)
     return found
 
 
@@ -340,8 +345,8 @@ def _splits(call: Call, tile: tuple[int, int]) -> int:
     rows, columns = tile_counts(call.sizes, tile)
     programs = rows * call.sizes.heads * call.sizes.batch
     if not reads_data(call.spec, call.sizes):
-        parts = tables.plan_of(call, tile).plan.parts
-        columns = max(int(sum(runs.tiles for _, runs in part.by_query.kinds).max(initial=0)) for part in parts)
+        walks = [part.by_query for part in tables.plan_of(call, tile).plan.parts]
+        columns = max(int((walk.full.tiles + walk.partial.tiles).max(initial=0)) for walk in walks)
     return splits(processors_of(call.q.device), programs, longest=columns)
 
 

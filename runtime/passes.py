@@ -75,13 +75,12 @@ def backward(
     """Gradients of q, k and v. queries, keys: of the kernels that own them. All but d_out contiguous, d_lse float32."""
     rows = run(queries.parts[0][0], "backward_rows", out, lse, d_out, d_lse, queries.config)
     common = call.q, call.k, call.v, d_out, *rows
-    d_q = _sums(queries, call.q)
+    of_q, of_k_v = _sums(queries, call.q), _sums(keys, call.k, call.v)
     for source, walk in queries.parts:
-        d_q = (run(source, "backward_queries", *common, walk, *_rest(call, source, queries), *d_q),)
-    d_k_v = _sums(keys, call.k, call.v)
+        of_q = (run(source, "backward_queries", *common, walk, *_rest(call, source, queries), *of_q),)
     for source, walk in keys.parts:
-        d_k_v = run(source, "backward_keys", *common, walk, *_rest(call, source, keys), *d_k_v)
-    d_q, d_k, d_v = (x.to(call.q.dtype) for x in (*d_q, *d_k_v))
+        of_k_v = run(source, "backward_keys", *common, walk, *_rest(call, source, keys), *of_k_v)
+    d_q, d_k, d_v = (x.to(call.q.dtype) for x in (*of_q, *of_k_v))
     return d_q, d_k, d_v
 
 

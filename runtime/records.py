@@ -140,7 +140,7 @@ class Recorder(TorchDispatchMode):
     """Records what functions of kernel files do. note: is told the key of every kernel, before it is compiled."""
 
     def __init__(self, device: torch.device, target: str, note: Callable[[CompileKey], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device, self._target, self._note = device, target, note
         self._steps: list[Allocate | Cast | Launch] = []
         self._tensors: list[Tensor] = []  # on `meta`, by number; each has a storage of its own and keeps it alive
@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode):
     def launch(self, noted: "_Noted", grid: tuple[int, ...], given: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Compiles a kernel, and notes its launch with these arguments and options."""
         declared = noted.source.kernel(noted.entry).arguments
-        bound = dict(zip((a.name for a in declared), given, strict=False)) | named
+        bound = {**dict(zip((a.name for a in declared), given, strict=False)), **named}
         arguments = [bound.pop(a.name) for a in declared]
         signature = tuple((a.name, _type(a, x)) for a, x in zip(declared, arguments, strict=True))
         options = tuple(sorted(bound.items()))
@@ -206,7 +206,7 @@ class Recorder(TorchDispatchMode):
         return isinstance(x, Tensor) and _storage(x) in self._slots
 
     def _address(self, x: Tensor) -> tuple[int, int]:
-        return self._slots[_storage(x)], x.storage_offset() * x.element_size()
+        return self._slots[_storage(x)], int(x.storage_offset()) * x.element_size()
 
     def _kept(self, x: Tensor) -> int:
         self._held.append(x)
@@ -221,7 +221,7 @@ _MAKING: dict[str, float | None] = {
 
 
 def _storage(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
+    return int(x.untyped_storage()._cdata)
 
 
 def _shaped(step: Allocate | Cast | Launch, shape: torch.Size) -> Allocate | Cast | Launch:
@@ -236,7 +236,7 @@ def _type(argument: Argument, value: object) -> str:
     """What of an argument is compiled in."""
     if argument.type == "constexpr":
         return str(value)
-    if argument.type.startswith(("*", "input:")):
+    if argument.type.startswith(("*", "input:", "offsets")):
         return f"*{value.dtype}" if isinstance(value, Tensor) else str(value)
     return argument.type
 

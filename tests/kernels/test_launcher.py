@@ -513,6 +513,17 @@ def test_allocations_and_casts_are_replayed(stub: StubDriver) -> None:
     assert view.shape == (6,)
 
 
+def test_what_is_timed_against_calls_is_their_own_bare_work(launches: list[Launch]) -> None:
+    import overhead
+
+    for spec in overhead.SPECS:
+        launches.clear()
+        rows = overhead.rows(spec, rounds=1, calls=1)
+        assert [(row.spec, row.launches) for row in rows] == [(spec.name, 1), (spec.name, 1), (spec.name, 4)]
+        # A first call of each kind, and two rounds of a call and its bare work.
+        assert len(launches) == 4 + 2 * 2 * (1 + 1 + 4)
+
+
 # ---- through Triton
 
 
