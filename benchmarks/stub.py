@@ -24,13 +24,9 @@ Launch = tuple[Any, ...]
 
 
 class StubDriver:
-    """What Triton asks of a driver; binaries are counted and not loaded, launches noted and not done.
+    """What Triton asks of a driver; binaries are counted and not loaded, launches noted and not done."""
 
-    most: shared memory of a program in bytes.
-    """
-
-    def __init__(self, most: int = 232448) -> None:
-        self.most = most
+    def __init__(self) -> None:
         self.binaries: list[str] = []
         self.launches: list[Launch] = []
         self.utils = self
@@ -48,7 +44,7 @@ class StubDriver:
         return torch.device("cpu")
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": self.most, "multiprocessor_count": 132, "max_num_regs": 65536}
+        return {"max_shared_mem": 232448, "multiprocessor_count": 132, "max_num_regs": 65536}
 
     def load_binary(self, name: str, *_: Any) -> tuple[int, int, int, int, int]:
         self.binaries.append(name)
