@@ -11,7 +11,7 @@ from typing import Any
 from maskc.codegen.columns import columns
 from maskc.codegen.loads import loads
 from maskc.codegen.schedule import Configuration, Pass, Target, check, configuration, target_named
-from maskc.codegen.source import Argument, KernelSource, emit
+from maskc.codegen.source import Argument, Kernel, KernelSource, emit
 from maskc.codegen.variants import Variant, named_form, plainest
 from maskc.diagnostics import MaskError, MaskUnsupportedError
 from maskc.expr import Type
@@ -53,22 +53,25 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    for argument in source.kernel(entry).arguments:
-        signature[argument.name] = _type(argument, spec, variant, entry)
-        if signature[argument.name] == "constexpr":
-            constants[argument.name] = _constant(argument.name, variant, chosen)
+    types, constants = signature(source.kernel(entry), spec, variant, chosen)
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
     if source.double:
         options["enable_fp_fusion"] = False
     arch = int(target.name.removeprefix("sm_")) if target.backend == "cuda" else target.name
     compiled = triton.compile(
-        ASTSource(getattr(module, entry), signature, constants, {}),
+        ASTSource(getattr(module, entry), types, constants, {}),
         target=GPUTarget(target.backend, arch, target.warp),
         options=options,
     )
     return Compiled(compiled.asm, compiled.metadata.shared)
+
+
+def signature(
+    kernel: Kernel, spec: MaskSpec, variant: Variant, chosen: Configuration
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The types of a kernel's arguments in Triton's words, and the values of those that are `constexpr`, by name."""
+    types = {argument.name: _type(argument, spec, variant, kernel.name) for argument in kernel.arguments}
+    return types, {name: _constant(name, variant, chosen) for name, type_ in types.items() if type_ == "constexpr"}
 
 
 def _type(argument: Argument, spec: MaskSpec, variant: Variant, entry: str) -> str:
