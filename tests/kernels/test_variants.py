@@ -1,8 +1,13 @@
 """The announced variants of a spec: a closed set, from which calls choose whatever they look like."""
 
+import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +20,17 @@ from torch import Tensor
 from maskc.check import load
 from maskc.codegen import variants as announcing
 from maskc.codegen.form import announced as clause_sets
-from maskc.codegen.schedule import configuration, target_named
+from maskc.codegen.loads import loads
+from maskc.codegen.schedule import Configuration, configuration, fitting, target_named
 from maskc.codegen.source import emit
 from maskc.codegen.variants import Variant
 from maskc.diagnostics import MaskUnsupportedError
-from maskc.runtime import stages, tables, variants
+from maskc.runtime import launcher, records, stages, tables, variants
 from maskc.runtime.inputs import Call
+from maskc.spec import MaskSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from stub import StubDriver, in_place_of_gpu
 
 SPECS = {
     "window": "mask case(w: int):\n    keep 0 <= q - k < w",
@@ -35,6 +45,7 @@ SPECS = {
 }
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CALLS = 100
+SM_90 = target_named("sm_90")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,7 @@ def drawn(name: str, dtype: torch.dtype, dims: tuple[int, int], draw: Random, nu
     return replace(call, inputs=inputs)
 
 
-def view(x: Tensor, draw: Random) -> Tensor:
+def view(x: Tensor, draw: Random, *, far: bool = True) -> Tensor:
     """The shape of a tensor with other strides; none of them is ever read."""
     rows = (*x.shape[:2], x.shape[2], 2 * x.shape[3] + 16)
     match draw.randrange(8):
@@ -89,7 +100,7 @@ def view(x: Tensor, draw: Random) -> Tensor:
             return x.new_zeros(rows)[..., 1 : x.shape[3] + 1]
         case 1:
             return x.new_zeros(rows)[..., : 2 * x.shape[3] : 2]
-        case 2 if x.shape[2] > 1:
+        case 2 if far and x.shape[2] > 1:
             return x.new_empty(0, device="meta").as_strided(x.shape, (0, 16, 2**31, 1))
         case _:
             width = -(-x.shape[3] // 16) * 16
@@ -103,6 +114,60 @@ def planned(call: Call, draw: Random, splits: int) -> tables.Tables:
     orders = (plans.shuffled(n, draw.randrange(99), gaps=3) for n in (call.sizes.q_len, call.sizes.k_len))
     given = {n: x.to(torch.float64 if x.is_floating_point() else x.dtype).numpy() for n, x in call.inputs.items()}
     return tables.of_plan(plans.plan(call.spec, call.sizes, (32, 32), given, plans.ordered(*orders)), call.q.device)
+
+
+@pytest.fixture
+def _without_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A stub in the place of the GPU; nothing is compiled or launched."""
+    compiled = SimpleNamespace(run=lambda *arguments: None, function=0, packed_metadata=())
+    monkeypatch.setattr(records, "_compiled", lambda *arguments: compiled)
+    with in_place_of_gpu(StubDriver()):
+        yield
+
+
+@pytest.mark.usefixtures("_without_device")
+@pytest.mark.parametrize("name", ["dilated", "documents", "biases"])
+def test_compile_keys_are_those_of_the_announced_variants(name: str) -> None:
+    """What the launcher asks the compiler for, in a hundred calls: kernels of the set with tiles of the table."""
+    spec, dims, draw = load(SPECS[name]), (72, 40), Random(name)
+    known = {key for variant in announcing.announced(spec, dims, "fp16") for key in keys_of(spec, variant)}
+    for number in range(CALLS):
+        call = drawn(name, torch.float16, dims, draw, number)
+        call = replace(call, q=view(call.q, draw, far=False), k=view(call.k, draw), v=view(call.v, draw))
+        out, lse = call.q.new_empty(*call.q.shape[:3], dims[1]), call.q.new_empty(call.q.shape[:3], dtype=torch.float32)
+        launcher.forward(call)
+        launcher.backward(call, out, lse, view(out, draw, far=False), draw.choice((None, lse)))
+    asked = launcher.compile_keys()
+    assert {key.entry for key in asked} >= {kernel.name for kernel in emit(spec).kernels} - {"merge_kernel"}
+    for key in asked:
+        given = dict(key.signature)
+        blocks = {block: int(given.pop(block)) for block in ("BLOCK_Q", "BLOCK_K") if block in given}
+        assert (key.text, key.entry, tuple(given.items())) in known, key
+        assert any(blocks.items() <= c.items() for c in configurations(spec, dims, key.entry)), key
+
+
+def keys_of(spec: MaskSpec, variant: Variant) -> Iterator[tuple[str, str, tuple[tuple[str, str], ...]]]:
+    """Hash, entry point and signature of every kernel of a variant, as compile keys have them, but for the tile."""
+    source = emit(spec, variant.form)
+    text = hashlib.sha256(source.text.encode()).hexdigest()
+    for kernel in source.kernels:
+        types, constants = stages.signature(kernel, spec, variant, Configuration(16, 16, 4, 1))
+        said = {n: str(constants[n]) if n in constants else TYPES.get(type_, type_) for n, type_ in types.items()}
+        yield text, kernel.name, tuple((n, type_) for n, type_ in said.items() if not n.startswith("BLOCK_"))
+
+
+def configurations(spec: MaskSpec, dims: tuple[int, int], entry: str) -> list[dict[str, int]]:
+    """The tiles that the table has for an entry point, whatever the dtypes of inputs."""
+    floats = [i.name for i in spec.inputs if i.type.value == "float"]
+    reads = [loads(spec, frozenset(some)) for n in range(len(floats) + 1) for some in combinations(floats, n)]
+    table = product((False, True), reads)
+    found = [fitting(SM_90, dims, "fp16", stages.PASSES[entry], emit(spec).heavy, *facts) for facts in table]
+    return [{"BLOCK_Q": c.block_q, "BLOCK_K": c.block_k} for group in found for c in group]
+
+
+TYPES = {"*i1": "*torch.bool", "*i32": "*torch.int32", "*i64": "*torch.int64", "*fp64": "*torch.float64"} | {
+    f"*{name}": f"*{dtype}" for dtype, name in variants.DTYPES.items()
+}
 
 
 def test_only_costly_clauses_are_left_out() -> None:
