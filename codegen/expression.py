@@ -9,12 +9,12 @@ import ast
 import keyword
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
 
 from maskc.codegen.atoms import Negated, Plus, RowBound, Times, row_bounds
-from maskc.codegen.settle import Depends, depends, terms_of
+from maskc.codegen.settle import Depends, common_digit, depends, terms_of
 from maskc.expr import (
     COMPARISONS,
     TRUE,
@@ -175,6 +175,28 @@ EDGES: Mapping[BinaryOp, Edge] = {
 }
 """The end that a comparison `row op value` bounds."""
 
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbers of the walked side's rows, and the limits that they are compared with: where the kept ones end.
+
+    closing: the limit that no row keeps that does not exist; `end` where no bound gives it. none: a number behind it.
+    placed: whether they are numbered in the order of a digit.
+    """
+
+    numbers: ast.expr
+    limits: Mapping[Edge, ast.expr]
+    closing: Edge
+    end: ast.expr
+    none: int
+    placed: bool = False
+
+    def bounded(self, edge: Edge) -> ast.expr:
+        """Whether rows are within a limit."""
+        op = ast.GtE() if edge is Edge.FIRST else ast.LtE()
+        return compared(self.numbers, op, self.limits.get(edge, self.end))
+
+
 _Key = tuple[object, ...]
 
 _ARITHMETIC: Mapping[BinaryOp, ast.operator] = {
@@ -251,36 +273,37 @@ class Writer:
 
         exists: the vector of which rows of the walked side there are; they alone are kept.
         """
-        edges, groups = self._conditions(expr)
-        # No row behind the end is at most the last one kept; where the plan gives the rows, -1 stands for none.
-        closing, other = (Edge.FIRST, Edge.LAST) if self.indexed else (Edge.LAST, Edge.FIRST)
-        count = sum(map(bool, (edges[other], *groups.values()))) - 1 + max(1, len(groups[Depends.PAIR]))
+        edges, clauses = self._conditions(expr)
+        rows = self._placed(edges, clauses) or self._rows(edges)
+        groups = {end: [self._write(clause, False) for clause in found] for end, found in clauses.items()}
+        self._in_partial = False
+        closing = rows.closing
+        count = sum(map(len, (groups[Depends.PAIR], rows.limits))) - (closing in rows.limits)
+        count += sum(map(bool, (groups[end] for end in (Depends.NONE, self.owner, self.inner))))
         folds = count >= _AT_ONCE
-        if not edges[closing] and not folds:
+        if closing not in rows.limits and not folds:
             groups[self.inner].insert(0, name(exists))
-        parts = [self._compared_rows(other, edges[other], self._rows())] if edges[other] else []
-        if edges[closing] and not folds:
-            parts.append(self._compared_rows(closing, edges[closing], self._rows()))
+        parts = [rows.bounded(edge) for edge in rows.limits if edge is not closing or not folds]
+        if rows.placed and self.owner is Depends.K and not folds:
+            # Here LLVM makes truth vectors of two comparisons; of one it does where a row's highest score is sought.
+            parts = [self._helper("_between", rows.numbers, *(rows.limits[edge] for edge in Edge))]
         for end in (Depends.NONE, self.owner, self.inner):
             joined = both(groups[end])
             if joined is not None:
                 known = joined if isinstance(joined, ast.Name) else self._bind(joined, end, "kept", "")
                 parts.append(self._spread(known, end, Depends.PAIR))
         parts += groups[Depends.PAIR]
-        rows = self._rows()
         while folds and len(parts) >= _AT_ONCE:
-            rows, parts = self._kept_rows(rows, parts[:_AT_ONCE]), parts[_AT_ONCE:]
+            rows, parts = self._chosen(rows, parts[:_AT_ONCE]), parts[_AT_ONCE:]
         if folds:
-            parts.insert(0, self._compared_rows(closing, edges[closing], rows))
+            parts.insert(0, rows.bounded(closing))
         # A tile-wide part comes before a scalar, so that the result has the tile's shape from there on.
         return sorted(parts, key=lambda part: isinstance(part, ast.Name))
 
-    def _conditions(self, expr: Expr) -> tuple[dict[Edge, list[RowBound]], dict[Depends, list[ast.expr]]]:
+    def _conditions(self, expr: Expr) -> tuple[dict[Edge, list[RowBound]], dict[Depends, list[Expr]]]:
         """The clauses of a predicate: bounds on the walked side's rows, and the others by what they depend on."""
         edges: dict[Edge, list[RowBound]] = {edge: [] for edge in Edge}
-        groups: dict[Depends, list[ast.expr]] = {
-            end: [] for end in (Depends.NONE, self.owner, self.inner, Depends.PAIR)
-        }
+        clauses: dict[Depends, list[Expr]] = {end: [] for end in (Depends.NONE, self.owner, self.inner, Depends.PAIR)}
         self._in_partial = True
         for clause in conjuncts(self._intern(expr)):
             bounds = row_bounds(clause, self.spec, self.walked)
@@ -288,9 +311,8 @@ class Writer:
                 for bound in bounds:
                     edges[EDGES[bound.op]].append(bound)
             elif clause != TRUE:
-                groups[self._depends_on(clause)].append(self._write(clause, False))
-        self._in_partial = False
-        return edges, groups
+                clauses[self._depends_on(clause)].append(clause)
+        return edges, clauses
 
     def number(self, expr: Expr, stem: str) -> ast.expr:
         """A settled float32 expression, ready to be combined with a tile of pairs; `stem` names it if it is one."""
@@ -602,7 +624,45 @@ class Writer:
 
     # Row numbers of the walked side.
 
-    def _rows(self) -> ast.expr:
+    def _rows(self, edges: Mapping[Edge, Sequence[RowBound]]) -> Rows:
+        """The rows of a tile beside the first and last ones that an owned row keeps."""
+        limits = {edge: self._beside(*self._edge(edge, bounds)) for edge, bounds in edges.items() if bounds}
+        if self.indexed:  # -1 stands for no row, which no first row keeps
+            return Rows(self._numbers(), limits, Edge.FIRST, ast.Constant(0), -2)
+        behind = self._beside(infix(self._length(), ast.Sub(), ast.Constant(1)), Depends.NONE)
+        return Rows(self._numbers(), limits, Edge.LAST, behind, 2**31 - 1)
+
+    def _placed(self, edges: Mapping[Edge, Sequence[RowBound]], clauses: dict[Depends, list[Expr]]) -> Rows | None:
+        """Rows in the order of a digit that owned and walked rows must have in common, then of the row.
+
+        Those with one digit from a first to a last row lie side by side in it, so that the two bounds decide the digit,
+        too. It is no clause any more then. Without both bounds nothing would be gained.
+        """
+        common = [c for c in clauses[Depends.PAIR] if common_digit(c, self.spec) is not None]
+        if self.indexed or not common or not all(edges.values()):
+            return None
+        clauses[Depends.PAIR].remove(common[0])
+        assert isinstance(common[0], Binary)
+        mine, other = common[0].left, common[0].right
+        if self._depends_on(mine) is not self.owner:
+            mine, other = other, mine
+        block = name(f"BLOCK_{self.walked.value.upper()}")
+        start = self._bind(infix(self._write(mine, False), ast.Mult(), block), self.owner, "place", "")
+        places = infix(infix(self._write(other, False), ast.Mult(), block), ast.Add(), name(self._lanes()))
+        ends: Mapping[Edge, tuple[ast.expr, ast.expr]] = {
+            Edge.FIRST: (ast.Constant(0), block),
+            Edge.LAST: (ast.Constant(-1), infix(block, ast.Sub(), ast.Constant(1))),
+        }
+        limits = {}
+        for edge, (low, high) in ends.items():
+            inside = self._helper("_held", self._beside_tile(self._edge(edge, edges[edge])[0]), low, high)
+            limit = self._body.names.fresh(f"{edge.value}_place")
+            self._body.pair.append(Assignment(limit, infix(start, ast.Add(), inside)))
+            limits[edge] = self._spread(name(limit), self.owner, Depends.PAIR)
+        numbers = self._spread(self._bind(places, self.inner, "place", ""), self.inner, Depends.PAIR)
+        return Rows(numbers, limits, Edge.FIRST, limits[Edge.FIRST], -1, placed=True)
+
+    def _numbers(self) -> ast.expr:
         """What a loop compares with bounds, spread over pairs: numbers within the tile, or rows that the plan gives."""
         side = self.walked.value
         numbers = f"{side}_rows" if self.indexed else self._lanes()
@@ -612,22 +672,15 @@ class Writer:
         """The numbers of the walked side's rows within a tile."""
         return "key_lanes" if self.walked is Side.K else "query_lanes"
 
-    def _compared_rows(self, edge: Edge, bounds: Sequence[RowBound], rows: ast.expr) -> ast.expr:
-        """Whether rows are not before the first or behind the last one that bounds keep, or without any that exists."""
-        op = ast.GtE() if edge is Edge.FIRST else ast.LtE()
-        if bounds:
-            return self._beside(rows, op, *self._edge(edge, bounds))
-        limit = ast.Constant(0) if edge is Edge.FIRST else infix(self._length(), ast.Sub(), ast.Constant(1))
-        return self._beside(rows, op, limit, Depends.NONE)
+    def _beside(self, limit: ast.expr, end: Depends) -> ast.expr:
+        """A row number as rows of a tile are compared with it."""
+        return self._spread(limit if self.indexed else self._beside_tile(limit), end, Depends.PAIR)
 
-    def _beside(self, rows: ast.expr, op: ast.cmpop, limit: ast.expr, end: Depends) -> ast.expr:
-        """Rows compared with a row number, which a contiguous walk takes relative to the tile."""
-        if not self.indexed:
-            block = f"BLOCK_{self.walked.value.upper()}"
-            limit = infix(limit, ast.Sub(), infix(name("tile"), ast.Mult(), name(block)))
-        return compared(rows, op, self._spread(limit, end, Depends.PAIR))
+    def _beside_tile(self, limit: ast.expr) -> ast.expr:
+        """A row number relative to the tile."""
+        return infix(limit, ast.Sub(), infix(name("tile"), ast.Mult(), name(f"BLOCK_{self.walked.value.upper()}")))
 
-    def _kept_rows(self, rows: ast.expr, conditions: Sequence[ast.expr]) -> ast.expr:
+    def _chosen(self, rows: Rows, conditions: Sequence[ast.expr]) -> Rows:
         """Rows where the conditions hold, elsewhere a number that no bound keeps.
 
         LLVM joins four and more conditions to vectors of truth values, which costs far more than the conditions. Behind
@@ -636,10 +689,9 @@ class Writer:
         kept, row = (self._body.names.fresh(stem + _SUFFIX[Depends.PAIR]) for stem in ("kept", "row"))
         for number, condition in enumerate(conditions):
             self._body.pair.append(Assignment(kept, condition, sign="&=" if number else "="))
-        earlier = sum(a.target.startswith("row" + _SUFFIX[Depends.PAIR]) for a in self._body.pair)
-        none = ast.Constant(-2 - earlier if self.indexed else 2147483647 - earlier)
-        self._body.pair.append(Assignment(row, call("tl.where", name(kept), rows, none)))
-        return name(row)
+        value = call("tl.where", name(kept), rows.numbers, ast.Constant(rows.none))
+        self._body.pair.append(Assignment(row, value))
+        return replace(rows, numbers=name(row), none=rows.none - 1)
 
     def _row_bound(self, expr: Binary) -> ast.expr | None:
         """A comparison within a condition as one of the row number, where it is one; spread over what it depends on."""
@@ -657,8 +709,8 @@ class Writer:
             limit, op = self._bind(held, end, f"that_{self._word()}", ""), _COMPARED[bound.op]
         if end is Depends.NONE:
             rows = name(f"{self.walked.value}_rows" if self.indexed else self._lanes())
-            return self._beside(rows, op, limit, Depends.PAIR)
-        return self._beside(self._rows(), op, limit, end)
+            return compared(rows, op, self._beside(limit, end))
+        return compared(self._numbers(), op, self._beside(limit, end))
 
     def _word(self) -> str:
         return "key" if self.walked is Side.K else "query"

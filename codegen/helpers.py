@@ -12,6 +12,13 @@ def _held(x, low, high):
     """x where it lies between two row numbers, else the nearer one."""
     return tl.minimum(tl.maximum(x, low), high).to(tl.int32)
 ''',
+    "_between": '''
+@triton.jit
+def _between(x, first, last):
+    """Whether x is at least `first` and at most `last`, by one comparison of unsigned numbers."""
+    UNSIGNED: tl.constexpr = tl.uint64 if x.dtype == tl.int64 else tl.uint32
+    return (x - first).to(UNSIGNED) < tl.maximum(last - first + 1, 0).to(UNSIGNED)
+''',
     "_multiple": '''
 @triton.jit
 def _multiple(quotient, divisor, low, high):

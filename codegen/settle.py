@@ -76,7 +76,40 @@ def settle(expr: Expr, spec: MaskSpec) -> Expr:
 
 def settled(spec: MaskSpec) -> MaskSpec:
     """The spec with the expressions that its kernels compute: what has to fit their integers."""
-    return replace(spec, clauses=tuple(settle(c, spec) for c in spec.clauses), score=settle(spec.score, spec))
+    clauses = [settle(c, spec) for c in spec.clauses]
+    digits = [d for clause in clauses for part in walk(clause) for d in common_digit(part, spec) or ()]
+    widest = Literal(Type.INT, WIDEST_TILE)
+    places = [Binary(Type.BOOL, BinaryOp.GE, Binary(Type.INT, BinaryOp.MUL, d, widest), d) for d in digits]
+    return replace(spec, clauses=(*clauses, *places), score=settle(spec.score, spec))
+
+
+WIDEST_TILE = 256
+"""Rows of a tile at most, with as much to spare again: digits times rows of a tile fit the integers of a kernel."""
+
+
+def common_digit(expr: Expr, spec: MaskSpec) -> tuple[Expr, Expr] | None:
+    """The sides of an equation of a query's digit with a key's: residues or coordinates, small and never negative."""
+    match expr:
+        case Binary(op=BinaryOp.EQ, left=left, right=right) if (
+            _is_digit(left, spec) and _is_digit(right, spec) and depends(left) | depends(right) is Depends.PAIR
+        ):
+            ends = {depends(left), depends(right)}
+            return (left, right) if ends == {Depends.Q, Depends.K} else None
+        case _:
+            return None
+
+
+def _is_digit(expr: Expr, spec: MaskSpec) -> bool:
+    match expr:
+        case Coordinate():
+            return expr.axis != spec.axes[0]
+        case Binary(type=Type.INT, op=BinaryOp.TRUNCMOD):  # only where that is the same as a remainder
+            return depends(expr.right) is Depends.NONE
+        case Binary(type=Type.INT, op=BinaryOp.MOD):
+            low = value_range(expr.right, promised(spec), spec.inputs)[0]
+            return depends(expr.right) is Depends.NONE and low >= 1
+        case _:
+            return False
 
 
 def _settled(expr: Expr) -> Expr:
