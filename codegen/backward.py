@@ -75,6 +75,7 @@ def backward_queries_kernel(
     <<mask_arguments>>
     D_QK: tl.constexpr, D_V: tl.constexpr, <<widths>>BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
+    <<indexed>>ALIKE: tl.constexpr,
 ):
     """The gradient of one tile of queries of one head."""
     program = tl.program_id(0)
@@ -135,9 +136,11 @@ def backward_queries_kernel(
         <<full_inner>>
         <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)<<where>>)
         <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)<<where>>)
-        <<indexed>><<qk>>k_row_pointers~ = k + k_rows.to(INTEGER)[:, None] * k_row_stride + k_columns~[None, :]
+        <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
+        <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<indexed>><<qk>>k_tile~ = tl.load(k_row_pointers~<<where>>)
-        <<indexed>><<v>>v_row_pointers~ = v + k_rows.to(INTEGER)[:, None] * v_row_stride + v_columns~[None, :]
+        <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
+        <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<indexed>><<v>>v_tile~ = tl.load(v_row_pointers~<<where>>)
         <<qk>>products = tl.dot(q_tile~, tl.trans(k_tile~)<<after products>>, input_precision=PRECISION)
         <<full_pair>>
@@ -156,8 +159,10 @@ def backward_queries_kernel(
         <<partial_inner>>
         <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)
         <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)
-        <<indexed>><<qk>>k_row_pointers~ = k + k_rows.to(INTEGER)[:, None] * k_row_stride + k_columns~[None, :]
-        <<indexed>><<v>>v_row_pointers~ = v + k_rows.to(INTEGER)[:, None] * v_row_stride + v_columns~[None, :]
+        <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
+        <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
+        <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
+        <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<qk>>k_tile~ = tl.load(k_row_pointers~<<where k_exists[:, None]>>)
         <<v>>v_tile~ = tl.load(v_row_pointers~<<where k_exists[:, None]>>)
         <<qk>>products = tl.dot(q_tile~, tl.trans(k_tile~)<<after products>>, input_precision=PRECISION)

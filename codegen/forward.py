@@ -38,6 +38,7 @@ def forward_kernel(
     <<mask_arguments>>
     D_QK: tl.constexpr, D_V: tl.constexpr, <<widths>>BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr,
+    <<indexed>>ALIKE: tl.constexpr,
 ):
     """Output and log-sum-exp of one tile of queries of one head, over one of `splits` shares of its key tiles.
 
@@ -97,13 +98,15 @@ def forward_kernel(
         <<full_keys>>
         <<full_inner>>
         <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)<<where>>)
-        <<indexed>><<qk>>k_row_pointers~ = k + k_rows.to(INTEGER)[:, None] * k_row_stride + k_columns~[None, :]
+        <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
+        <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<indexed>><<qk>>k_tile~ = tl.load(k_row_pointers~<<where>>)
         <<qk>>products = tl.dot(q_tile~, tl.trans(k_tile~)<<after products>>, input_precision=PRECISION)
         <<full_pair>>
         <<full_scores>>
         <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)<<where>>)
-        <<indexed>><<v>>v_row_pointers~ = v + k_rows.to(INTEGER)[:, None] * v_row_stride + v_columns~[None, :]
+        <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
+        <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<indexed>><<v>>v_tile~ = tl.load(v_row_pointers~<<where>>)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         <<v>>accumulator~ *= decay[:, None]
@@ -119,7 +122,8 @@ def forward_kernel(
         <<indexed>>k_exists = k_rows >= 0
         <<partial_inner>>
         <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)
-        <<indexed>><<qk>>k_row_pointers~ = k + k_rows.to(INTEGER)[:, None] * k_row_stride + k_columns~[None, :]
+        <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
+        <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<qk>>k_tile~ = tl.load(k_row_pointers~<<where k_exists[:, None]>>)
         <<qk>>products = tl.dot(q_tile~, tl.trans(k_tile~)<<after products>>, input_precision=PRECISION)
         <<partial_pair>>
@@ -127,7 +131,8 @@ def forward_kernel(
         scores = tl.where(keep, <<partial_scores>>, float("-inf"))
         <<from_scores>>
         <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)
-        <<indexed>><<v>>v_row_pointers~ = v + k_rows.to(INTEGER)[:, None] * v_row_stride + v_columns~[None, :]
+        <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
+        <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<v>>v_tile~ = tl.load(v_row_pointers~<<where k_exists[:, None]>>)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         <<v>>accumulator~ *= decay[:, None]

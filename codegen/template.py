@@ -137,10 +137,11 @@ def walk_start(kind: str, form: Form, walked: Side) -> Lines:
     side, block = walked.value, f"BLOCK_{walked.name}"
     return dedent(f"""\
         tiles = tl.load({kind}_tiles + map_row)
-        first = tl.load({kind}_first + map_row)
-        tile = tl.load({kind}_list + first).to(tl.int64)
+        ahead = {kind}_list + tl.load({kind}_first + map_row)
+        tile = tl.load(ahead).to(tl.int64)
         {side}_rows = tl.load({side}_position_pointers + tile * {block}, mask=tiles > 0, other=-1)
-        tile = tl.load({kind}_list + first + 1).to(tl.int64)""").split("\n")
+        ahead += 1
+        tile = tl.load(ahead).to(tl.int64)""").split("\n")
 
 
 def walk_next(kind: str, form: Form, walked: Side) -> Lines:
@@ -156,7 +157,8 @@ def walk_next(kind: str, form: Form, walked: Side) -> Lines:
     side, block = walked.value, f"BLOCK_{walked.name}"
     return dedent(f"""\
         {side}_rows = tl.load({side}_position_pointers + tile * {block})
-        tile = tl.load({kind}_list + first + step + 2).to(tl.int64)""").split("\n")
+        ahead += 1
+        tile = tl.load(ahead).to(tl.int64)""").split("\n")
 
 
 def full_rows(form: Form, walked: Side) -> Lines:

@@ -116,6 +116,7 @@ def _constant(name: str, variant: Variant, chosen: Configuration) -> Any:
         "BLOCK_Q": chosen.block_q,
         "BLOCK_K": chosen.block_k,
         "ALIGN": variant.align,
+        "ALIKE": variant.alike,
         "INTEGER": tl.int64 if variant.wide else tl.int32,
         "PRECISION": variant.precision,
     }

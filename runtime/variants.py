@@ -59,6 +59,7 @@ def variant_of(
         dims_of(call),
         dtype_of(call),
         aligned=all(map(aligned, tensors)),
+        alike=not form_.indexed or _alike(tensors),
         wide=_wide(call, tensors),
         offsets=tuple(name for name in offsets if name in call.inputs),
         inputs=tuple((name, _FLOATS[call.inputs[name].dtype]) for name in inputs),
@@ -91,6 +92,7 @@ def config(call: Call, chosen: Configuration, tensors: Sequence[Tensor]) -> dict
         "num_stages": chosen.stages,
         "WIDTHS": tuple((c.main, c.tail) for c in map(columns, dims_of(call))),
         "ALIGN": 16 // size if all(map(aligned, tensors)) else 1,
+        "ALIKE": _alike(tensors),
         "WIDE": _wide(call, tensors),
         "PRECISION": "tf32" if _tf32(call) else "ieee",
     }
@@ -99,6 +101,12 @@ def config(call: Call, chosen: Configuration, tensors: Sequence[Tensor]) -> dict
 def _tf32(call: Call) -> bool:
     """Whether dots may round float32; of other dtypes there is nothing to round."""
     return call.q.dtype is torch.float32 and allows_tf32()
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether rows of k and of v, the second tensor and the third, have one stride."""
+    _, k, v = tensors[:3]
+    return k.shape[2] <= 1 or k.stride(2) == v.stride(2)
 
 
 def _wide(call: Call, tensors: Sequence[Tensor]) -> bool:

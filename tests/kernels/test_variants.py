@@ -67,6 +67,7 @@ def test_calls_choose_among_the_announced_variants(name: str, dtype: torch.dtype
     for field in ("aligned", "wide", "offsets", "parts", "d_lse"):
         assert {getattr(v, field) for v in met} == {getattr(v, field) for v in known}, field
     assert {v.form.indexed for v in met} == {False, True}
+    assert {v.alike for v in met if v.form.indexed} >= ({False, True} if dims[0] == dims[1] else {False})
 
 
 def drawn(name: str, dtype: torch.dtype, dims: tuple[int, int], draw: Random, number: int) -> Call:
