@@ -1,17 +1,24 @@
 """Kernels compile for every target with no GPU present, and every stage can be read."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from maskc.check import load
+from maskc.codegen.schedule import TENSOR_COLUMNS, configuration, target_named
+from maskc.codegen.source import emit
+from maskc.codegen.variants import named_form, plainest
 from maskc.diagnostics import MaskUnsupportedError
 from maskc.runtime import stages
 
 SPEC = load("mask window(w: int = 9):\n    keep 0 <= q - k < w\n    score -= 0.1 * (q - k)\n")
 ENTRIES = ("forward_kernel", "backward_rows_kernel", "backward_queries_kernel", "backward_keys_kernel")
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WORDS = {
     "ttir": "tt.dot",
     "ttgir": "ttg.num-warps",
@@ -64,6 +71,71 @@ def test_kernels_that_search_rows_compile(target: str, stage: str, body: str) ->
 def test_a_kernel_with_all_searches_compiles(target: str, stage: str, entry: str) -> None:
     spec = load("mask lookups:\n" + "".join(f"    {body}\n" for body in LOOKUPS.values()))
     assert WORDS[stage] in stages.compile_stage(spec, entry=entry, target=target, stage=stage, dim=32)
+
+
+# Everything that the table offers compiles within the limits of the chip.
+
+DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128, 160, 192, 256)
+PAIRS = ((192, 128), (64, 128), (128, 40))
+CHIPS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
+OWNERS = ENTRIES[0], ENTRIES[2], ENTRIES[3]
+WINDOW = load("mask window(w: int = 9):\n    keep 0 <= q - k < w\n")
+
+
+def _fits(
+    target: str, entry: str, dims: tuple[int, int], dtype: str, monkeypatch: pytest.MonkeyPatch, indexed: bool = False
+) -> None:
+    """Compiles a kernel in its configuration and holds it against what the chip has."""
+    chip, source = target_named(target), emit(WINDOW, named_form(WINDOW, dims, indexed=indexed))
+    chosen = configuration(chip, dims, dtype, stages.PASSES[entry], source.heavy, indexed)
+    variant = plainest(WINDOW, source.form, dims, dtype)
+    compiled = stages.compile_kernel(source, WINDOW, entry, chip, variant, chosen)
+    assert compiled.shared <= chip.shared
+    if chip.backend == "hip":
+        return
+    usage = re.search(r"REG:(\d+)", stages.resources(compiled))
+    assert usage is not None
+    assert int(usage[1]) <= chip.registers
+    if columns := re.search(r"tcgen05\.alloc\S* \[\S+\], (\d+);", str(compiled.stages["ptx"])):
+        assert int(columns[1]) <= TENSOR_COLUMNS
+    if target == "sm_90" and max(dims) <= 128 and dtype != "fp32":
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        assert importlib.import_module("static_code").read(stages.disassembled(compiled)).local_in_loops == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", OWNERS)
+@pytest.mark.parametrize("target", CHIPS)
+@pytest.mark.parametrize("dim", DIMS)
+def test_every_head_dim_fits_every_chip(target: str, entry: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fits(target, entry, (dim, dim), "fp16", monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", OWNERS)
+@pytest.mark.parametrize("target", CHIPS)
+@pytest.mark.parametrize("dim", [40, 64, 72, 128, 192])
+def test_every_head_dim_fits_where_the_plan_gives_positions(
+    target: str, entry: str, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fits(target, entry, (dim, dim), "bf16", monkeypatch, indexed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", OWNERS)
+@pytest.mark.parametrize("target", ["sm_86", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("dims", PAIRS, ids=str)
+def test_pairs_of_head_dims_fit(
+    target: str, entry: str, dims: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fits(target, entry, dims, "bf16", monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", OWNERS)
+@pytest.mark.parametrize(("target", "dim"), [("sm_80", 256), ("sm_90", 72), ("sm_100", 128), ("gfx942", 64)])
+def test_float32_fits(target: str, entry: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fits(target, entry, (dim, dim), "fp32", monkeypatch)
 
 
 def test_copies_are_asynchronous_and_the_pipeline_is_deep() -> None:
