@@ -281,9 +281,12 @@ class Writer:
         count = sum(map(len, (groups[Depends.PAIR], rows.limits))) - (closing in rows.limits)
         count += sum(map(bool, (groups[end] for end in (Depends.NONE, self.owner, self.inner))))
         folds = count >= _AT_ONCE
-        if closing not in rows.limits and not folds:
+        plain = closing not in rows.limits and not folds
+        if plain and not (self.indexed and rows.limits):
             groups[self.inner].insert(0, name(exists))
         parts = [rows.bounded(edge) for edge in rows.limits if edge is not closing or not folds]
+        if plain and self.indexed and rows.limits:
+            parts.append(rows.bounded(closing))
         if rows.placed and self.owner is Depends.K and not folds:
             # Here LLVM makes truth vectors of two comparisons; of one it does where a row's highest score is sought.
             parts = [self._helper("_between", rows.numbers, *(rows.limits[edge] for edge in Edge))]
@@ -388,15 +391,16 @@ class Writer:
     def _computed_once(self, value: ast.expr) -> ast.expr:
         """A vector of the walked side, each entry computed by one thread and handed to all that need it.
 
-        A thread holds many columns of a tile of pairs, and every 8th row of threads holds the same: written plainly, a
-        division of a vector costs a loop as much as if it were done pair by pair.
+        A thread holds many columns of a tile of pairs, and every eighth thread the same: written plainly, a division of
+        a vector costs a loop nearly as much as one of every pair. It is handed over where pairs are decided, and until
+        then takes one register.
         """
         value = value if isinstance(value, ast.Name) else self._bind(value, self.inner, "term", "")
         assert isinstance(value, ast.Name)
         key = f"{value.id} once"
         if key not in self._body.named:
             target = self._body.names.fresh(f"{value.id}_once")
-            self._body.inner.append(Assignment(target, self._helper("_once", value, name(self._lanes()))))
+            self._body.pair.append(Assignment(target, self._helper("_once", value, name(self._lanes()))))
             self._body.named[key] = name(target)
         return self._body.named[key]
 
@@ -660,13 +664,14 @@ class Writer:
             self._body.pair.append(Assignment(limit, infix(start, ast.Add(), inside)))
             limits[edge] = self._spread(name(limit), self.owner, Depends.PAIR)
         numbers = self._spread(self._bind(places, self.inner, "place", ""), self.inner, Depends.PAIR)
-        return Rows(numbers, limits, Edge.FIRST, limits[Edge.FIRST], -1, placed=True)
+        return Rows(numbers, limits, Edge.FIRST, limits[Edge.FIRST], -(2**31) + 255, placed=True)
 
     def _numbers(self) -> ast.expr:
         """What a loop compares with bounds, spread over pairs: numbers within the tile, or rows that the plan gives."""
-        side = self.walked.value
-        numbers = f"{side}_rows" if self.indexed else self._lanes()
-        return self._spread(name(numbers), self.inner, Depends.PAIR)
+        numbers = name(self._lanes())
+        if self.indexed:
+            numbers = self._computed_once(name(f"{self.walked.value}_rows"))
+        return self._spread(numbers, self.inner, Depends.PAIR)
 
     def _lanes(self) -> str:
         """The numbers of the walked side's rows within a tile."""
@@ -1016,14 +1021,16 @@ def _is_counter(index: Expr, kind: DimKind) -> bool:
 
 
 def _is_costly(value: ast.expr, costly: Container[str]) -> bool:
-    """Whether a value takes many instructions, or is computed from one that does."""
+    """Whether a value takes many instructions or registers, or is computed from one that does."""
     for node in ast.walk(value):
         match node:
             case ast.BinOp(op=ast.FloorDiv() | ast.Mod()):
                 return True
             case ast.Call(func=ast.Name(id=called)) if called.startswith("_") and called not in _CHEAP:
                 return True
-            case ast.Attribute(value=ast.Name(id="tl"), attr="exp" | "exp2" | "log" | "log2" | "erf" | "float64"):
+            case ast.Attribute(
+                value=ast.Name(id="tl"), attr="load" | "exp" | "exp2" | "log" | "log2" | "erf" | "float64"
+            ):
                 return True
             case ast.Name(id=called) if called in costly:
                 return True
@@ -1033,6 +1040,7 @@ def _is_costly(value: ast.expr, costly: Container[str]) -> bool:
 
 
 _CHEAP = ("_at_least", "_once")
+_COSTLY = ("load", "exp", "exp2", "log", "log2", "erf", "float64")
 
 
 def _is_constant(value: ast.expr) -> bool:

@@ -84,11 +84,11 @@ def settled(spec: MaskSpec) -> MaskSpec:
 
 
 WIDEST_TILE = 256
-"""Rows of a tile at most, with as much to spare again: digits times rows of a tile fit the integers of a kernel."""
+"""Twice the rows of a tile at most: digits times that many rows fit the integers of a kernel."""
 
 
 def common_digit(expr: Expr, spec: MaskSpec) -> tuple[Expr, Expr] | None:
-    """The sides of an equation of a query's digit with a key's: residues or coordinates, small and never negative."""
+    """The sides of an equation of a query's digit with a key's: residues, coordinates and quotients of them."""
     match expr:
         case Binary(op=BinaryOp.EQ, left=left, right=right) if (
             _is_digit(left, spec) and _is_digit(right, spec) and depends(left) | depends(right) is Depends.PAIR
@@ -103,11 +103,11 @@ def _is_digit(expr: Expr, spec: MaskSpec) -> bool:
     match expr:
         case Coordinate():
             return expr.axis != spec.axes[0]
-        case Binary(type=Type.INT, op=BinaryOp.TRUNCMOD):  # only where that is the same as a remainder
-            return depends(expr.right) is Depends.NONE
-        case Binary(type=Type.INT, op=BinaryOp.MOD):
-            low = value_range(expr.right, promised(spec), spec.inputs)[0]
-            return depends(expr.right) is Depends.NONE and low >= 1
+        case Binary(type=Type.INT, op=op, left=left, right=right) if op in _IN_C or op in _IN_C.values():
+            if depends(right) is not Depends.NONE or value_range(right, promised(spec), spec.inputs)[0] < 1:
+                return False
+            moving = [term for _, term in terms_of(left) if depends(term) is not Depends.NONE]
+            return op in (BinaryOp.MOD, BinaryOp.TRUNCMOD) or all(_is_digit(term, spec) for term in moving)
         case _:
             return False
 
