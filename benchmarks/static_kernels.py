@@ -142,7 +142,7 @@ def _cases(
     heavy = emit(example(mask)).heavy
     for entry in ENTRIES:
         pass_, read = stages.PASSES[entry], loads(example(mask))
-        chosen = configuration(target_named(target), pair, dtype, pass_, heavy, indexed, read)
+        chosen = configuration(target_named(target), pair, dtype, pass_, heavy, indexed, read, choice != "unaligned")
         yield Case(mask, entry, target, pair, dtype, chosen, indexed, clauses, choice)
 
 

@@ -118,12 +118,14 @@ def configuration(
     heavy: bool = False,
     indexed: bool = False,
     loads: Loads = NO_LOADS,
+    aligned: bool = True,
 ) -> Configuration:
     """The configuration for head dims (D_qk, D_v), a dtype (`fp16`, `bf16`, `fp32`) and a kernel.
 
     heavy: as `KernelSource.heavy`. indexed: whether the plan gives positions. loads: what the mask reads, by `loads`.
+    aligned: as `Variant.aligned`.
     """
-    return fitting(target, dims, dtype, pass_, heavy, indexed, loads)[0]
+    return fitting(target, dims, dtype, pass_, heavy, indexed, loads, aligned)[0]
 
 
 def fitting(
@@ -134,6 +136,7 @@ def fitting(
     heavy: bool = False,
     indexed: bool = False,
     loads: Loads = NO_LOADS,
+    aligned: bool = True,
 ) -> tuple[Configuration, ...]:
     """All configurations that fit, best first, down to the smallest, which fits every chip.
 
@@ -143,8 +146,8 @@ def fitting(
     kind = kind_of(target, dims, dtype, pass_, heavy, indexed)
     row = next((row.best for row in table() if row.serves(kind)), ())
     offered = dict.fromkeys((*row, *_configurations(FALLBACK)))
-    needed = {c: needs(target, c, dims, dtype, pass_, loads) for c in offered}
-    found = [c for c in offered if fits(target, needed[c], dims)]
+    needed = {c: needs(target, c, dims, dtype, pass_, loads, aligned) for c in offered}
+    found = [c for c in offered if fits(target, needed[c], dims, aligned)]
     smallest = min(offered, key=lambda c: c.block_q * c.block_k)
     if needed[smallest].shared > target.shared:
         raise MaskUnsupportedError(
@@ -181,18 +184,20 @@ _LEAST_SHARE = 4
 _MOST_SHARES = 32
 
 
-def fits(target: Target, need: Needs, dims: tuple[int, int]) -> bool:
+def fits(target: Target, need: Needs, dims: tuple[int, int], aligned: bool = True) -> bool:
     """Whether a target has what a program needs.
 
-    Registers: on sm_90 nothing is taken that spills in a loop, up to 128 columns. Beyond, and on other chips, a few
-    spills cost less than the smaller tile does.
+    Registers: on sm_90 nothing is taken that spills in a loop, up to 128 columns, or 64 where rows are not copied
+    asynchronously. Beyond, and on other chips, a few spills cost less than the smaller tile does.
     """
-    strict = target.dots in ("wgmma", "mfma") and max(columns(dim).padded for dim in dims) <= _STRICT
+    widest = max(columns(dim).padded for dim in dims)
+    strict = target.dots in ("wgmma", "mfma") and widest <= (_STRICT if aligned else _STRICT_UNALIGNED)
     registers = target.registers if strict else target.registers + _SPILLED
     return need.shared <= target.shared and need.columns <= TENSOR_COLUMNS and need.registers <= registers
 
 
 _STRICT = 128
+_STRICT_UNALIGNED = 64
 _SPILLED = 36
 
 
@@ -225,14 +230,23 @@ def _tile(c: Configuration, dims: tuple[int, int], pass_: Pass) -> _Tile:
 
 
 def needs(
-    target: Target, c: Configuration, dims: tuple[int, int], dtype: str, pass_: Pass, loads: Loads = NO_LOADS
+    target: Target,
+    c: Configuration,
+    dims: tuple[int, int],
+    dtype: str,
+    pass_: Pass,
+    loads: Loads = NO_LOADS,
+    aligned: bool = True,
 ) -> Needs:
     """What a kernel needs by the model: upper bounds for memory, an estimate for registers."""
+    held = _registers(target, c, dims, dtype, pass_)
+    held += 2 * (loads.query if pass_ == "keys" else loads.key) + 4 * loads.pair
+    if not aligned:
+        # What is not copied asynchronously passes through registers on its way to shared memory.
+        held += _tile(c, dims, pass_).walked * DTYPES[dtype] // (4 * c.warps * target.warp)
     return Needs(
         _shared(target, c, dims, dtype, pass_) + _read_ahead(c, pass_, loads),
-        _registers(target, c, dims, dtype, pass_)
-        + 2 * (loads.query if pass_ == "keys" else loads.key)
-        + 4 * loads.pair,
+        held,
         _tensor_columns(target, c, dims, dtype, pass_),
     )
 

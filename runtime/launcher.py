@@ -333,11 +333,17 @@ def _chosen(call: Call, pass_: Pass, indexed: bool = False) -> _Choice:
 def _fitting(call: Call, pass_: Pass, indexed: bool) -> tuple[Configuration, ...]:
     target, dims, dtype = target_of(call.q.device), variants.dims_of(call), variants.dtype_of(call)
     doubles = frozenset(name for name, x in call.inputs.items() if x.dtype is torch.float64)
-    return fitting(target, dims, dtype, pass_, emit(call.spec).heavy, indexed, loads(call.spec, doubles))
+    read = loads(call.spec, doubles)
+    return fitting(target, dims, dtype, pass_, emit(call.spec).heavy, indexed, read, _rows_aligned(call))
+
+
+def _rows_aligned(call: Call) -> bool:
+    return all(map(variants.aligned, (call.q, call.k, call.v)))
 
 
 def _kind(call: Call, pass_: Pass, indexed: bool) -> Hashable:
-    return call.spec, target_of(call.q.device), variants.dims_of(call), call.q.dtype, pass_, indexed
+    facts = call.spec, target_of(call.q.device), variants.dims_of(call), call.q.dtype, pass_
+    return *facts, indexed, _rows_aligned(call)
 
 
 def _splits(call: Call, tile: tuple[int, int]) -> int:

@@ -127,6 +127,14 @@ def test_a_mask_whose_reads_alone_fill_the_chip_is_refused() -> None:
         configuration(target_named("sm_90"), (64, 64), "fp16", "forward", loads=Loads(pair=4000))
 
 
+def test_rows_that_pass_through_registers_make_the_tile_smaller() -> None:
+    """Without asynchronous copies the larger one spills in its loops, by the compiler's figures for sm_90."""
+    copied, loaded = (
+        configuration(target_named("sm_90"), (64, 64), "bf16", "keys", aligned=aligned) for aligned in (True, False)
+    )
+    assert (copied.tile, loaded.tile) == ((64, 64), (32, 64))
+
+
 # Shares of keys.
 
 
