@@ -257,6 +257,9 @@ def _shared(target: Target, c: Configuration, dims: tuple[int, int], dtype: str,
     owned, walked, pairs = size * tile.owned, size * tile.walked, size * tile.pairs
     if pass_ == "keys":
         walked += 2 * 4 * c.block_q  # delta and bound of every query
+    if c.stages == 1 and size == 2:
+        # Without a pipeline what two dots take in different layouts lies there once for each.
+        walked += {"forward": 0, "queries": size * c.block_k * columns(dims[0]).padded, "keys": walked}[pass_]
     # Vectors over queries or keys change their layout through it.
     vectors = 8 * (c.block_q + c.block_k) + 4 * tile.rows * c.warps
     # Dots that take operands from registers get tiles of pairs through it, where their layout has to change.

@@ -167,16 +167,13 @@ def test_shares_never_ask_for_more_than_the_chip_runs_at_once() -> None:
 # The model against the compiler.
 
 
-def _compiled(target: str, entry: str, dim: int, dtype: str, c: Configuration, reading: bool = False) -> None:
-    """Compiles a kernel in a configuration and holds its shared memory against the model."""
+def _shared(target: str, entry: str, dim: int, dtype: str, c: Configuration, reading: bool = False) -> tuple[int, int]:
+    """Shared memory of a kernel in a configuration, by the compiler and by the model."""
     spec, dims, chip = BIAS if reading else SPEC, (dim, dim), target_named(target)
     source = stages.emit(spec, named_form(spec, dims))
     variant = replace(plainest(spec, source.form, dims, dtype), aligned=True)
     compiled = stages.compile_kernel(source, spec, entry, chip, variant, c)
-    model = needs(chip, c, dims, dtype, stages.PASSES[entry], loads(spec)).shared
-    assert compiled.shared <= model
-    # A model that asks for far more than there is would keep good configurations out.
-    assert dtype == "fp32" or model <= 2 * compiled.shared
+    return compiled.shared, needs(chip, c, dims, dtype, stages.PASSES[entry], loads(spec)).shared
 
 
 @pytest.mark.parametrize(
@@ -193,7 +190,9 @@ def _compiled(target: str, entry: str, dim: int, dtype: str, c: Configuration, r
 def test_the_model_covers_what_the_compiler_takes(
     target: str, entry: str, dim: int, c: Configuration, reading: bool
 ) -> None:
-    _compiled(target, entry, dim, "fp16", c, reading)
+    compiled, model = _shared(target, entry, dim, "fp16", c, reading)
+    # A model that asks for far more than there is would keep good configurations out.
+    assert compiled <= model <= 1.25 * compiled
 
 
 @pytest.mark.slow
@@ -201,7 +200,8 @@ def test_the_model_covers_what_the_compiler_takes(
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 @pytest.mark.parametrize("c", [Configuration(64, 32, 4, 2), Configuration(32, 32, 4, 2), SMALLEST], ids=str)
 def test_the_model_covers_what_everything_ends_in(target: str, entry: str, c: Configuration) -> None:
-    _compiled(target, entry, 128, "bf16", c)
+    compiled, model = _shared(target, entry, 128, "bf16", c)
+    assert compiled <= model
 
 
 @pytest.mark.slow
@@ -209,4 +209,5 @@ def test_the_model_covers_what_everything_ends_in(target: str, entry: str, c: Co
 @pytest.mark.parametrize("target", ["sm_86", "sm_90", "sm_100", "gfx942"])
 def test_the_model_covers_what_masks_read(target: str, entry: str) -> None:
     chosen = configuration(target_named(target), (64, 64), "fp16", stages.PASSES[entry], loads=loads(BIAS))
-    _compiled(target, entry, 64, "fp16", chosen, reading=True)
+    compiled, model = _shared(target, entry, 64, "fp16", chosen, reading=True)
+    assert compiled <= model
