@@ -110,6 +110,8 @@ def matrix() -> Iterator[Case]:
     for mask in EXAMPLES:
         for clauses in announced(example(mask))[1:]:
             yield from _cases(mask, "sm_90", 64, "bf16", clauses=clauses)
+    for dim in (64, 128):
+        yield from _cases("dilated_window", "sm_90", dim, "bf16", indexed=True, clauses=(0,))
     for dims in _OTHER_DIMS:
         for indexed in (False, True):
             yield from _cases("causal", "sm_90", dims, "bf16", indexed=indexed)

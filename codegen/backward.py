@@ -75,7 +75,7 @@ def backward_queries_kernel(
     <<mask_arguments>>
     D_QK: tl.constexpr, D_V: tl.constexpr, <<widths>>BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
-    <<indexed>>ALIKE: tl.constexpr,
+    ALIKE: tl.constexpr,
 ):
     """The gradient of one tile of queries of one head."""
     program = tl.program_id(0)
@@ -134,8 +134,10 @@ def backward_queries_kernel(
     for step in range(tiles):
         <<full_keys>>
         <<full_inner>>
-        <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)<<where>>)
-        <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)<<where>>)
+        <<contiguous>>k_rows_at = tile.to(INTEGER) * (BLOCK_K * k_row_stride)
+        <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + k_rows_at<<where>>)
+        <<contiguous>>v_rows_at = k_rows_at if ALIKE else tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + v_rows_at<<where>>)
         <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
         <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<indexed>><<qk>>k_tile~ = tl.load(k_row_pointers~<<where>>)
@@ -157,8 +159,10 @@ def backward_queries_kernel(
         <<contiguous>>k_exists = k_rows < k_len
         <<indexed>>k_exists = k_rows >= 0
         <<partial_inner>>
-        <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)
-        <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>>k_rows_at = tile.to(INTEGER) * (BLOCK_K * k_row_stride)
+        <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + k_rows_at
+        <<contiguous>>v_rows_at = k_rows_at if ALIKE else tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + v_rows_at
         <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
         <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride

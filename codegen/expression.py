@@ -624,7 +624,8 @@ class Writer:
             value = method(relative, "to", parsed("tl.float32"))
             stem = "lane" if end is self.owner else "distance"
             memo[key] = self._bind(value, end, stem, f"{position} from there")
-        return self._spread(memo[key], end, Depends.PAIR)
+        once = end is self.inner  # a conversion to floats for every column that a thread holds would show
+        return self._spread(self._computed_once(memo[key]) if once else memo[key], end, Depends.PAIR)
 
     # Row numbers of the walked side.
 

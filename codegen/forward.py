@@ -37,8 +37,7 @@ def forward_kernel(
     batches: tl.int32, heads: tl.int32, group: tl.int32, q_len: tl.int32, k_len: tl.int32, scale: tl.float32,
     <<mask_arguments>>
     D_QK: tl.constexpr, D_V: tl.constexpr, <<widths>>BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    ALIGN: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr,
-    <<indexed>>ALIKE: tl.constexpr,
+    ALIGN: tl.constexpr, INTEGER: tl.constexpr, PRECISION: tl.constexpr, ALIKE: tl.constexpr,
 ):
     """Output and log-sum-exp of one tile of queries of one head, over one of `splits` shares of its key tiles.
 
@@ -97,14 +96,16 @@ def forward_kernel(
     for step in range(tiles):
         <<full_keys>>
         <<full_inner>>
-        <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)<<where>>)
+        <<contiguous>>k_rows_at = tile.to(INTEGER) * (BLOCK_K * k_row_stride)
+        <<contiguous>><<qk>>k_tile~ = tl.load(k_pointers~ + k_rows_at<<where>>)
         <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
         <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<indexed>><<qk>>k_tile~ = tl.load(k_row_pointers~<<where>>)
         <<qk>>products = tl.dot(q_tile~, tl.trans(k_tile~)<<after products>>, input_precision=PRECISION)
         <<full_pair>>
         <<full_scores>>
-        <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)<<where>>)
+        <<contiguous>>v_rows_at = k_rows_at if ALIKE else tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>><<v>>v_tile~ = tl.load(v_pointers~ + v_rows_at<<where>>)
         <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
         <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<indexed>><<v>>v_tile~ = tl.load(v_row_pointers~<<where>>)
@@ -121,7 +122,8 @@ def forward_kernel(
         <<contiguous>>k_exists = k_rows < k_len
         <<indexed>>k_exists = k_rows >= 0
         <<partial_inner>>
-        <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + tile.to(INTEGER) * (BLOCK_K * k_row_stride)
+        <<contiguous>>k_rows_at = tile.to(INTEGER) * (BLOCK_K * k_row_stride)
+        <<contiguous>><<qk>>k_row_pointers~ = k_pointers~ + k_rows_at
         <<indexed>>k_rows_at = k_rows.to(INTEGER)[:, None] * k_row_stride
         <<indexed>><<qk>>k_row_pointers~ = k + k_rows_at + k_columns~[None, :]
         <<qk>>k_tile~ = tl.load(k_row_pointers~<<where k_exists[:, None]>>)
@@ -130,7 +132,8 @@ def forward_kernel(
         <<keep>>
         scores = tl.where(keep, <<partial_scores>>, float("-inf"))
         <<from_scores>>
-        <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>>v_rows_at = k_rows_at if ALIKE else tile.to(INTEGER) * (BLOCK_K * v_row_stride)
+        <<contiguous>><<v>>v_row_pointers~ = v_pointers~ + v_rows_at
         <<indexed>>v_rows_at = k_rows_at if ALIKE else k_rows.to(INTEGER)[:, None] * v_row_stride
         <<indexed>><<v>>v_row_pointers~ = v + v_rows_at + v_columns~[None, :]
         <<v>>v_tile~ = tl.load(v_row_pointers~<<where k_exists[:, None]>>)

@@ -352,7 +352,7 @@ def forward(q, k, v, walk, arguments, scale, config):
     config: BLOCK_Q and BLOCK_K (the plan's tile), num_warps, num_stages; WIDTHS: the blocks (main, tail) of the columns
     of D_qk and of D_v; ALIGN: elements in 16 bytes if all rows of q, k and v begin at multiples of 16 bytes and have
     stride 1, else 1; WIDE: whether indices need 64 bits; PRECISION: of dots of float32, "ieee" or "tf32".
-    <<indexed>>ALIKE: whether rows of k and of v have one stride.
+    ALIKE: whether rows of k and of v have one stride.
     """
     (batch, heads, q_len, _), d_v, splits = q.shape, v.shape[3], walk[6]
     dtype = q.dtype if splits == 1 else torch.float32
@@ -377,7 +377,7 @@ def forward_part(q, k, v, walk, out, lse, arguments, scale, config):
             *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
             batch, heads, heads // kv_heads, q_len, k_len, scale,
             <<values>>
-            <<indexed>>ALIKE=config["ALIKE"],
+            ALIKE=config["ALIKE"],
             **_variant(config, d_qk, d_v),
         )
 
@@ -430,7 +430,7 @@ def backward_queries(q, k, v, d_out, delta, bound, walk, arguments, scale, confi
             *_strides(q, config["ALIGN"]), *_strides(k, config["ALIGN"]), *_strides(v, config["ALIGN"]),
             *_strides(d_out, config["ALIGN"]), batch, heads, heads // kv_heads, q_len, k_len, scale,
             <<values>>
-            <<indexed>>ALIKE=config["ALIKE"],
+            ALIKE=config["ALIKE"],
             ADD=add, **_variant(config, d_qk, d_v),
         )
     return d_q

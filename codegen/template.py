@@ -131,8 +131,8 @@ def walk_start(kind: str, form: Form, walked: Side) -> Lines:
     if not form.indexed:
         return dedent(f"""\
             tiles = tl.load({kind}_tiles + map_row)
-            run = tl.load({kind}_first + map_row)
-            bounds = tl.load({kind}_runs + run)
+            run = {kind}_runs + tl.load({kind}_first + map_row)
+            bounds = tl.load(run)
             tile, stop = bounds.to(tl.int32), (bounds >> 32).to(tl.int32)""").split("\n")
     side, block = walked.value, f"BLOCK_{walked.name}"
     return dedent(f"""\
@@ -147,11 +147,11 @@ def walk_start(kind: str, form: Form, walked: Side) -> Lines:
 def walk_next(kind: str, form: Form, walked: Side) -> Lines:
     """Goes to the next tile; behind the last run there is one more entry, behind the last tile of a list two."""
     if not form.indexed:
-        return dedent(f"""\
+        return dedent("""\
             tile += 1
             ends = tile == stop
-            run += ends.to(tl.int32)
-            bounds = tl.load({kind}_runs + run, mask=ends, other=0)
+            run = tl.where(ends, run + 1, run)
+            bounds = tl.load(run, mask=ends, other=0)
             tile = tl.where(ends, bounds.to(tl.int32), tile)
             stop = tl.where(ends, (bounds >> 32).to(tl.int32), stop)""").split("\n")
     side, block = walked.value, f"BLOCK_{walked.name}"

@@ -28,8 +28,8 @@ class Variant:
     """What a kernel is compiled for, beside the target's configuration.
 
     form: the text. dims: (D_qk, D_v). dtype: of q, k and v. aligned: whether rows of q, k, v and of the gradient that
-    comes back begin at multiples of 16 bytes and have stride 1. alike: whether rows of k and of v have one stride; that
-    saves indexed kernels work. wide: whether indices take 64 bits. offsets: those of `q_offset` and `k_offset` that
+    comes back begin at multiples of 16 bytes and have stride 1. alike: whether rows of k and of v have one stride, so
+    that one product serves both. wide: whether indices take 64 bits. offsets: those of `q_offset` and `k_offset` that
     are given per batch row. inputs: dtypes of the float inputs, by name. parts: whether results are float32, to be
     merged with others or added to them. d_lse: whether a gradient of the log-sum-exp comes back. tf32: whether dots of
     float32 may round to it.
@@ -114,7 +114,7 @@ def choices(spec: MaskSpec, form_: Form, dtype: str) -> Mapping[str, tuple[Any, 
     dtypes = [[(name, as_) for as_ in input_dtypes(spec.input(name))] for name in inputs]
     return {
         "aligned": (True, False),
-        "alike": (True, False) if form_.indexed else (True,),
+        "alike": (True, False),
         "wide": (False, True),
         "offsets": tuple(c for size in range(len(offsets) + 1) for c in combinations(offsets, size)),
         "inputs": tuple(product(*dtypes)),

@@ -59,7 +59,7 @@ def variant_of(
         dims_of(call),
         dtype_of(call),
         aligned=all(map(aligned, tensors)),
-        alike=not form_.indexed or _alike(tensors),
+        alike=_alike(tensors),
         wide=_wide(call, tensors),
         offsets=tuple(name for name in offsets if name in call.inputs),
         inputs=tuple((name, _FLOATS[call.inputs[name].dtype]) for name in inputs),

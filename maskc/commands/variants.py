@@ -160,7 +160,7 @@ def _differences(found: Announced) -> list[tuple[str, str, str]]:
     offsets = ["+".join(name.removesuffix("_offset") for name in given) or "numbers" for given in choices["offsets"]]
     lines = [
         ("rows", "aligned | any", "aligned: every row of q, k, v, dO at a multiple of 16 bytes, stride 1"),
-        ("k and v", "alike | any", "alike: their rows have one stride; only indexed keys tell"),
+        ("k and v", "alike | any", "alike: their rows have one stride"),
         ("indices", "32 | 64 bits", "64: strides, or integers that decide pairs, reach that far"),
         ("offsets", " | ".join(offsets), "named: q_offset or k_offset is given per batch row"),
         ("results", "whole | parts", "parts: float32, of parts of a plan or shares of keys, to be joined"),

@@ -67,7 +67,7 @@ def test_calls_choose_among_the_announced_variants(name: str, dtype: torch.dtype
     for field in ("aligned", "wide", "offsets", "parts", "d_lse"):
         assert {getattr(v, field) for v in met} == {getattr(v, field) for v in known}, field
     assert {v.form.indexed for v in met} == {False, True}
-    assert {v.alike for v in met if v.form.indexed} >= ({False, True} if dims[0] == dims[1] else {False})
+    assert {v.alike for v in met} >= ({False, True} if dims[0] == dims[1] else {False})
 
 
 def drawn(name: str, dtype: torch.dtype, dims: tuple[int, int], draw: Random, number: int) -> Call:
@@ -250,4 +250,4 @@ def test_every_read_of_a_form_is_in_its_choices() -> None:
     every, fewer = announcing.forms(spec, (64, 64))[:2]
     assert announcing.reads(spec, every) == (("q_offset", "k_offset"), ("a",))
     assert announcing.reads(spec, fewer)[1] == ()
-    assert np.prod([len(c) for c in announcing.choices(spec, fewer, "fp16").values()]) == 64
+    assert np.prod([len(c) for c in announcing.choices(spec, fewer, "fp16").values()]) == 128
