@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+from maskc.analysis.derivative import is_additive
 from maskc.codegen import backward, forward, merge
 from maskc.codegen.columns import Cut
 from maskc.codegen.expression import Names, Symbols, free_size
@@ -223,7 +224,11 @@ def _copied(names: Names) -> Names:
 
 
 def _heavy(spec: MaskSpec) -> bool:
-    """Each lane computes what depends on one end for many positions, and keeps the results until the tile is done."""
+    """Each lane computes what depends on one end for many positions, and keeps the results until the tile is done; or
+    the slope of the score is one more tile of pairs to keep.
+    """
+    if is_additive(spec.score) is None:
+        return True
     exprs = (settle(spec.predicate, spec), settle(spec.score, spec))
     for end in (Depends.Q, Depends.K):
         nodes = {node for expr in exprs for node in walk(expr) if depends(node) is end}

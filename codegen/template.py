@@ -145,15 +145,17 @@ def walk_start(kind: str, form: Form, walked: Side) -> Lines:
 
 
 def walk_next(kind: str, form: Form, walked: Side) -> Lines:
-    """Goes to the next tile; behind the last run there is one more entry, behind the last tile of a list two."""
+    """Goes to the next tile; behind the last run there is one more entry, behind the last tile of a list two.
+
+    Of equal ways to take the next run each kernel has the one with the fewest instructions, by the static judge.
+    """
     if not form.indexed:
-        return dedent("""\
-            tile += 1
-            ends = tile == stop
-            run = tl.where(ends, run + 1, run)
-            bounds = tl.load(run, mask=ends, other=0)
-            tile = tl.where(ends, bounds.to(tl.int32), tile)
-            stop = tl.where(ends, (bounds >> 32).to(tl.int32), stop)""").split("\n")
+        start = ["tile += 1", "ends = tile == stop", "run = tl.where(ends, run + 1, run)"]
+        tile = "tile = tl.where(ends, bounds.to(tl.int32), tile)"
+        stop = "(bounds >> 32).to(tl.int32)"
+        if walked is Side.K:
+            return [*start, "bounds = tl.load(run, mask=ends, other=bounds)", tile, f"stop = {stop}"]
+        return [*start, "bounds = tl.load(run, mask=ends, other=0)", tile, f"stop = tl.where(ends, {stop}, stop)"]
     side, block = walked.value, f"BLOCK_{walked.name}"
     return dedent(f"""\
         {side}_rows = tl.load({side}_position_pointers + tile * {block})
