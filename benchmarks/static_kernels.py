@@ -162,8 +162,9 @@ def mask_free(spec: MaskSpec, form: Form) -> tuple[KernelSource, MaskSpec]:
     text, replaced = found.text, 0
     for runs in ("full", "partial"):
         start = f"tiles = tl.load({runs}_tiles)\ntile = 0\n"
-        for lines, free in ((walk_start, start), (walk_next, "tile += 1\n")):
-            first, *rest = (re.escape(line) + "\n" for line in lines(runs, form, Side.K))
+        walks = {(walk_start, Side.K): start, **{(walk_next, side): "tile += 1\n" for side in Side}}
+        for (lines, walked), free in walks.items():
+            first, *rest = (re.escape(line) + "\n" for line in lines(runs, form, walked))
             block = "".join([f"(?m)^( *){first}", *(rf"\1{line}" for line in rest)])
             text, number = re.subn(block, lambda found, free=free: indent(free, found[1]), text)  # type: ignore[misc]
             replaced += number

@@ -68,7 +68,7 @@ class KernelSource:
     kernels: its entry points; the file's functions `forward` and `backward` launch them.
     double: whether float64 arithmetic decides pairs; then multiply-adds must not be fused behind the text's back.
     inputs: the tensors of the spec that the kernels read.
-    heavy: whether what depends on one end of a pair takes so much arithmetic that smaller tiles of it serve better.
+    heavy: whether masks or scores take so much arithmetic or so many registers that smaller tiles serve better.
     """
 
     mask: str
