@@ -115,10 +115,10 @@ def test_variants_are_a_table(maskc: Maskc) -> None:
     announced = variants.announced(load("dilated.mask"), (192, 128), "fp16")
     assert lines[0] == f"dilated: {len(announced):,} variants of 4 kernel files; float16, head dims 192 | 128"
     assert [line.split()[1:] for line in lines[2:6]] == [
-        ["256", "contiguous", "every", "clause"],
-        ["256", "contiguous", "clause", "0"],
-        ["256", "indexed", "every", "clause"],
-        ["256", "indexed", "clause", "0"],
+        ["512", "contiguous", "every", "clause"],
+        ["512", "contiguous", "clause", "0"],
+        ["512", "indexed", "every", "clause"],
+        ["512", "indexed", "clause", "0"],
     ]
     assert "  clause 1  (q - k) % dilation == 0" in lines
     assert any(line.startswith("  bias ") and "float32 | float64 | float16 | bfloat16" in line for line in lines)
