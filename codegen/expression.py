@@ -36,7 +36,6 @@ from maskc.expr import (
     Length,
     Literal,
     Member,
-    Node,
     Offset,
     Parameter,
     Position,
@@ -55,7 +54,6 @@ from maskc.expr import (
     children,
     conjuncts,
     rebuild,
-    walk,
 )
 from maskc.spec import DimKind, MaskSpec
 
@@ -541,13 +539,15 @@ class Writer:
         return memo[key]
 
     def _first(self) -> ast.expr:
-        """The first position of the owned tile."""
+        """A position of the owned tile: its first one, or where the plan gives positions its last one."""
         side = "q" if self.owner is Depends.Q else "k"
         key = (-9, False)
         if key not in self._memo:
-            begin = parsed(f"({side}_tile_index * BLOCK_{side.upper()}).to(INTEGER)")
-            value = infix(begin, ast.Add(), self._offset(Side(side)))
-            self._memo[key] = self._bind(value, Depends.NONE, "first_owned", "position of the tile's first row")
+            # The number of an indexed tile says nothing of the positions that it holds.
+            begin = f"tl.max({side}_rows, 0)" if self.indexed else f"({side}_tile_index * BLOCK_{side.upper()})"
+            value = infix(parsed(f"{begin}.to(INTEGER)"), ast.Add(), self._offset(Side(side)))
+            stem, says = ("last_owned", "last") if self.indexed else ("first_owned", "first")
+            self._memo[key] = self._bind(value, Depends.NONE, stem, f"position of the tile's {says} row")
         return self._memo[key]
 
     def _scale(self, double: bool) -> ast.expr:
@@ -592,7 +592,7 @@ class Writer:
     def _difference(self, expr: Expr) -> ast.expr | None:
         """float(a - b) of an owned position and the other one as the difference of two vectors of floats.
 
-        Both are taken relative to the first position of the owned tile, so that small distances are exact and large
+        Both are taken relative to a position of the owned tile, so that small distances are exact and large
         ones keep the relative error of a float at any length; a conversion per pair would cost as much as the dot
         product.
         """
@@ -1041,7 +1041,6 @@ def _is_costly(value: ast.expr, costly: Container[str]) -> bool:
 
 
 _CHEAP = ("_at_least", "_once")
-_COSTLY = ("load", "exp", "exp2", "log", "log2", "erf", "float64")
 
 
 def _is_constant(value: ast.expr) -> bool:
@@ -1073,8 +1072,3 @@ def shown(value: ast.expr) -> str:
     """The text of a value, in brackets where it is an operation."""
     text = unparsed(value)
     return f"({text})" if isinstance(value, ast.BinOp | ast.Compare | ast.IfExp) else text
-
-
-def used(exprs: Sequence[Expr], kind: type[Node]) -> bool:
-    """Whether a node of a class occurs."""
-    return any(isinstance(node, kind) for expr in exprs for node in walk(expr))

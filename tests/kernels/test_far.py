@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from kernels import plans
-from kernels.cases import Case, judged
+from kernels.cases import Case, judged, upstream
 from kernels.engines import TILE, Engine
 from torch import Tensor
 
-from maskc.codegen.source import KernelSource
-from maskc.runtime import loader, variants
+from maskc.codegen.source import KernelSource, emit
+from maskc.codegen.variants import named_form
+from maskc.runtime import loader, tolerance, variants
 from maskc.runtime.inputs import Call
 from maskc.runtime.tiles import INTERPRETED
 
@@ -60,4 +61,26 @@ def test_heads_far_apart() -> None:
     far = replace(call, k=k)
     assert not variants.config(far, INTERPRETED, (far.q, far.k, far.v))["WIDE"]
     report = judged(far, Here(_planned(plans.contiguous()), 1))
+    assert report.passed, f"\n{report}"
+
+
+@pytest.mark.interpret
+def test_near_tokens_at_far_positions_in_any_order() -> None:
+    """Distances of tokens that lie side by side are exact, however far the tile's number is from their positions."""
+    near = Case("near", "keep k <= q\nscore -= 0.1 * (q - k)", lengths=(32, 32), heads=(1, 1), dims=(16, 1)).call()
+    q, k, v = (x[:, :, :1] for x in (near.q, near.k, near.v))
+    near = replace(near, q=q.expand_as(near.q), k=k.expand_as(near.k), v=v.expand_as(near.v))
+    length = 2**25 + 1  # where float32 knows every second number
+    far = {name: x.expand(1, 1, length, -1) for name, x in (("q", q), ("k", k), ("v", v))}
+    call = replace(near, sizes=replace(near.sizes, q_len=length, k_len=length), **far)
+    source = emit(near.spec, named_form(near.spec, (16, 1), indexed=True))
+    none = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    last = torch.arange(length - 32, length, dtype=torch.int32)
+    walk = none, one, last[None], last, (1, 1), 1, 1
+    config = variants.config(call, INTERPRETED, (call.q, call.k, call.v))
+    given = variants.arguments(call, source)
+    out, lse = loader.load(source).forward(call.q, call.k, call.v, walk, given, call.scale, config)
+    found = {"out": out[:, :, -32:], "lse": lse[:, :, -32:]}
+    report = tolerance.compare(found, tolerance.reference(near, *upstream(near)))
     assert report.passed, f"\n{report}"
