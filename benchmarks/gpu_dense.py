@@ -35,11 +35,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_machine import ROOT, machine, one_line, results_path, write
+from gpu_machine import ROOT, lacks, machine, one_line, parser, results_path, write
 from gpu_worker import LostError, Worker, is_fatal
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -453,24 +452,18 @@ def passed(entries: Sequence[Entry]) -> bool:
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--sizes", choices=("full", "tiny"), default="full")
-    parser.add_argument("--lengths", type=int, nargs="+")
-    parser.add_argument("--dims", type=int, nargs="+")
-    parser.add_argument("--only", nargs="+", choices=PATTERNS, default=[], metavar="PATTERN")
-    parser.add_argument("--budget", type=float, default=1.5, help="seconds of timing per case")
-    parser.add_argument("--seconds", type=float, default=400.0, help="no case begins later")
-    parser.add_argument("--json", type=Path, help="by default in benchmarks/results")
-    return parser.parse_args(arguments)
+    options = parser(__doc__)
+    options.add_argument("--lengths", type=int, nargs="+")
+    options.add_argument("--dims", type=int, nargs="+")
+    options.add_argument("--only", nargs="+", choices=PATTERNS, default=[], metavar="PATTERN")
+    options.add_argument("--budget", type=float, default=1.5, help="seconds of timing per case")
+    return options.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Times all of it; 1 where maskc failed or disagrees."""
     chosen = parsed(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        print("torch finds no GPU here; --device cpu tries the command on the CPU", file=sys.stderr)
+    if lacks(chosen.device):
         return 2
     tiny = chosen.sizes == "tiny"
     lengths, dims = chosen.lengths or (TINY_LENGTHS if tiny else LENGTHS), chosen.dims or (TINY_DIMS if tiny else DIMS)

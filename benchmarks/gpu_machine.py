@@ -1,9 +1,11 @@
-"""What the measurements on a GPU say of their machine, and where they are kept."""
+"""What the measurements on a GPU have in common: options, what they say of their machine, where they are kept."""
 
+import argparse
 import json
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,25 @@ import maskc
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A command's options that all commands have."""
+    assert doc is not None
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    found.add_argument("--sizes", choices=("full", "tiny"), default="full")
+    found.add_argument("--seconds", type=float, default=400.0, help="nothing begins later")
+    found.add_argument("--json", type=Path, help="by default in benchmarks/results")
+    return found
+
+
+def lacks(device: str) -> bool:
+    """Whether a command asks for a GPU that is not there; says so."""
+    missing = device == "cuda" and not torch.cuda.is_available()
+    if missing:
+        print("torch finds no GPU here; --device cpu tries the command on the CPU", file=sys.stderr)
+    return missing
 
 
 def machine(device: str) -> dict[str, Any]:

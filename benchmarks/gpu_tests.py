@@ -44,10 +44,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from gpu_cases import Options, Unit, units
 from gpu_judge import LEFT, Result, results
-from gpu_machine import ROOT, machine, results_path, write
+from gpu_machine import ROOT, lacks, machine, parser, results_path, write
 from gpu_worker import LostError, Worker
 
 UNIT_LIMIT = 120.0  # seconds that a unit may take from one result to the next
@@ -128,24 +127,18 @@ def not_applicable(found: Sequence[Result]) -> list[str]:
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--engine", choices=("triton", "tiled", "interpret"), help="by default that of the device")
-    parser.add_argument("--sizes", choices=("full", "tiny"), default="full")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="files or masks")
-    parser.add_argument("--all", action="store_true", help="every mask at all head dims in both dtypes")
-    parser.add_argument("--seconds", type=float, default=400.0, help="no unit begins later")
-    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: this one")
-    parser.add_argument("--json", type=Path, help="by default in benchmarks/results")
-    return parser.parse_args(arguments)
+    options = parser(__doc__)
+    options.add_argument("--engine", choices=("triton", "tiled", "interpret"), help="by default that of the device")
+    options.add_argument("--only", nargs="+", default=[], metavar="NAME", help="files or masks")
+    options.add_argument("--all", action="store_true", help="every mask at all head dims in both dtypes")
+    options.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: this one")
+    return options.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all of it; 1 where anything failed."""
     chosen = parsed(arguments)
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        print("torch finds no GPU here; --device cpu tries the command on the CPU", file=sys.stderr)
+    if lacks(chosen.device):
         return 2
     engine = chosen.engine or ("triton" if chosen.device == "cuda" else "tiled")
     options = Options(chosen.device, engine, chosen.sizes == "tiny")
